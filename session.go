@@ -1,0 +1,75 @@
+package coatcheck
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// State says how sure coatcheck is of who is there. The zero value is Anonymous,
+// so a forgotten assignment grants nothing. States are ordered: a route that asks
+// for one is served to that one and to every higher one.
+type State uint8
+
+const (
+	// Anonymous: nobody has signed in.
+	Anonymous State = iota
+	// Returning: somebody who signed in earlier and was remembered; low assurance.
+	Returning
+	// Authenticated: a provider has vouched for this person, and the session lives.
+	Authenticated
+)
+
+// String returns the state's name as it stands in configuration, headers and logs.
+func (s State) String() string {
+	switch s {
+	case Anonymous:
+		return "anonymous"
+	case Returning:
+		return "returning"
+	case Authenticated:
+		return "authenticated"
+	default:
+		return fmt.Sprintf("State(%d)", uint8(s))
+	}
+}
+
+// A Session is a user's state at coatcheck. Sessions are shared between requests
+// once loaded and must not be changed; a change is a new value saved under the
+// store's revision.
+type Session struct {
+	Tenant   string   // the tenant whose name space the session lives in
+	Provider string   // the configured name of the provider that vouched
+	State    State    // Authenticated after every sign-in
+	Identity Identity // who it is
+	// ProviderSID is the provider's own session id (the "sid" claim, OpenID
+	// Connect Back-Channel Logout 1.0 §2.1); empty where the provider sends none.
+	ProviderSID string
+	Tokens      Tokens
+	AuthTime    time.Time // when the person last proved who they are (auth_time, else the sign-in)
+	Created     time.Time // when this session began
+	// Deadline is the absolute end. Nothing extends it, whatever the user does.
+	Deadline time.Time
+}
+
+// Tokens are the OAuth tokens of a session. They never leave coatcheck but to the
+// provider that issued them.
+type Tokens struct {
+	ID      Secret
+	Access  Secret
+	Refresh Secret
+	// AccessExpiry is when the access token ends. It is zero where the provider
+	// gave no usable expires_in.
+	AccessExpiry time.Time
+}
+
+// A Ref names a session in logs, events and lists. It is a hash: whoever knows a
+// Ref can neither find the record nor use the session.
+type Ref string
+
+// MakeRef returns the Ref of the session kept under the given store key.
+func MakeRef(key string) Ref {
+	sum := sha256.Sum256([]byte("coatcheck session ref\x00" + key))
+	return Ref(hex.EncodeToString(sum[:12]))
+}
