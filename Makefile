@@ -1,0 +1,34 @@
+# make test installs what is missing and runs everything; see CONTRIBUTING.md.
+GO ?= go
+FUZZTIME ?= 5s
+
+.PHONY: build run test fuzz bench lint deps clean
+
+build: ## bin/coatcheck
+	$(GO) build -trimpath -o bin/coatcheck ./cmd/coatcheck
+
+run: ## a proxy, a provider and a sample app on loopback
+	$(GO) run ./cmd/coatcheck dev
+
+test: deps
+	$(GO) vet ./...
+	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+	$(GO) run ./internal/testreport -allow e2e/allowed-skips.txt -- -race -timeout 15m ./...
+
+fuzz: ## each fuzz target for FUZZTIME
+	GO="$(GO)" scripts/fuzz.sh $(FUZZTIME)
+
+bench: ## bench/result.json and a table
+	$(GO) run ./bench
+
+lint:
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	@unformatted="$$($(GO) tool gofumpt -l .)"; \
+	if [ -n "$$unformatted" ]; then echo "gofumpt -w is due for:"; echo "$$unformatted"; exit 1; fi
+
+deps: ## what the tests need beside Go
+	scripts/setup.sh
+
+clean:
+	rm -rf bin .tools e2e/provider/node_modules
