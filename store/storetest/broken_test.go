@@ -257,11 +257,10 @@ func (s *swapsAnswers) Get(ctx context.Context, key string) (store.Record, error
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ask := key
-	if s.left != "" {
-		ask = s.left
+	if s.left != "" && s.left != key {
+		ask, s.left = s.left, ""
 	}
 	r, err := s.sound.Get(ctx, ask)
-	s.left = ""
 	if errors.Is(err, context.DeadlineExceeded) {
 		s.left = key
 	}

@@ -57,7 +57,7 @@ func testOutage(t testing.TB, h Harness, o Outage) {
 
 	end := o.Begin(t)
 	wantDown(t, stores, ctx)
-	for failed.Load() == 0 {
+	for failed.Load() == 0 && !t.Failed() {
 		if ctx.Err() != nil {
 			t.Fatal("no call under way noticed the outage")
 		}

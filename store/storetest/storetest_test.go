@@ -24,9 +24,14 @@ type recorder struct {
 func (r *recorder) Helper()         {}
 func (r *recorder) Error(a ...any)  { r.note(fmt.Sprint(a...)) }
 func (r *recorder) Fatal(a ...any)  { r.note(fmt.Sprint(a...)); runtime.Goexit() }
-func (r *recorder) Failed() bool    { return len(r.notes) > 0 }
 func (r *recorder) Log(...any)      {}
 func (r *recorder) note(msg string) { r.mu.Lock(); r.notes = append(r.notes, msg); r.mu.Unlock() }
+
+func (r *recorder) Failed() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.notes) > 0
+}
 
 func (r *recorder) Errorf(format string, a ...any) { r.note(fmt.Sprintf(format, a...)) }
 
