@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/internal/devprovider"
+	"github.com/coatcheck/coatcheck/internal/sampleapp"
+)
+
+type devCmd struct {
+	Listen string `default:"127.0.0.1:4180" placeholder:"ADDR" help:"Where the proxy listens, on loopback (${default})."`
+	Data   string `placeholder:"DIR" help:"Keep sessions and keys in this folder. Without it they are in a temporary folder that is removed at the end."`
+	Log    bool   `help:"Write the proxy's log to standard error."`
+}
+
+// Run starts the proxy, a provider and an app, all on loopback, until the context
+// ends. The proxy is an ordinary node with an ordinary configuration file, which
+// stays to be looked at in the data folder.
+func (c devCmd) Run(ctx context.Context, con console) (err error) {
+	if err := loopbackOnly(c.Listen); err != nil {
+		return err
+	}
+	dir := c.Data
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "coatcheck-dev-"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+
+	var servers sync.WaitGroup
+	defer servers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	// The proxy's address is needed first: the provider must know where it may send
+	// browsers back to.
+	front, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("%w\nIs another one running? Choose another address: coatcheck dev --listen 127.0.0.1:4280", err)
+	}
+	listen := front.Addr().String()
+	public := "http://" + listen
+	if err := front.Close(); err != nil {
+		return err
+	}
+
+	providerListener, err := devprovider.Listen("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	secret := coatcheck.Secret(rand.Text())
+	issuer := "http://" + providerListener.Addr().String()
+	provider, err := devprovider.New(devprovider.Options{
+		Issuer: issuer,
+		Users:  devprovider.DefaultUsers(),
+		Clients: []devprovider.Client{{
+			ID:                     "dev",
+			Secret:                 secret,
+			RedirectURIs:           []string{public + "/oauth2/callback"},
+			PostLogoutRedirectURIs: []string{public + "/oauth2/sign_out/done"},
+		}},
+	})
+	if err != nil {
+		return errors.Join(err, providerListener.Close())
+	}
+	servers.Go(func() { serveUntil(ctx, providerListener, provider) })
+
+	appListener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	servers.Go(func() { serveUntil(ctx, appListener, sampleapp.New(sampleapp.Options{Name: "app"})) })
+
+	file, err := writeDevConfig(dir, devConfig{
+		listen: listen, public: public, issuer: issuer, secret: secret,
+		app: "http://" + appListener.Addr().String(),
+	})
+	if err != nil {
+		return err
+	}
+	cfg, err := config.Load(file)
+	if err != nil {
+		return err
+	}
+	log := io.Discard
+	if c.Log {
+		log = con.err
+	}
+	n, err := newNode(ctx, cfg, slog.New(slog.NewJSONHandler(log, nil)))
+	if err != nil {
+		return err
+	}
+	n.listening = func(net.Addr) { greet(con.out, public, issuer, dir) }
+	return n.run(ctx)
+}
+
+func loopbackOnly(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("--listen: %w", err)
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("--listen %s: dev serves this machine only, as its passwords are public: use 127.0.0.1:PORT", address)
+	}
+	return nil
+}
+
+// devConfig is what changes in the configuration from start to start.
+type devConfig struct {
+	listen, public, issuer, app string
+	secret                      coatcheck.Secret
+}
+
+// writeDevConfig writes coatcheck.yaml and the client secret into dir.
+func writeDevConfig(dir string, d devConfig) (string, error) {
+	if err := os.WriteFile(filepath.Join(dir, "client-secret"), []byte(d.secret.Reveal()), 0o600); err != nil {
+		return "", err
+	}
+	yaml := strings.NewReplacer("LISTEN", d.listen, "PUBLIC", d.public, "ISSUER", d.issuer, "APP", d.app).Replace(`# Written by coatcheck dev at every start.
+listen: LISTEN
+public_url: PUBLIC
+insecure_http: true
+providers:
+  - {name: dev, issuer: ISSUER, client_id: dev, client_secret_file: client-secret}
+store:
+  sqlite: {file: coatcheck.db}
+routes:
+  - {path: /, upstream: APP}
+shutdown: {delay: 0s, grace: 5s}
+`)
+	file := filepath.Join(dir, "coatcheck.yaml")
+	return file, os.WriteFile(file, []byte(yaml), 0o600)
+}
+
+// greet says where everything is and what to do with it.
+func greet(out io.Writer, public, issuer, dir string) {
+	fmt.Fprintf(out, `coatcheck is running on this machine:
+
+  %s     the sample app, behind coatcheck
+  %s     the development provider
+
+Users (password = name): alice (in admins), bob, carol
+
+Try:
+  open %s in a browser and sign in as alice
+  curl -i %s/whoami -H 'Accept: application/json'     a script gets 401, not a redirect
+  look at %s/oauth2/userinfo and %s/oauth2/sign_out
+
+The configuration of this node is %s.
+Stop with Ctrl-C.
+`, public, issuer, public, public, public, public, filepath.Join(dir, "coatcheck.yaml"))
+}
+
+// serveUntil serves h on l until the context ends.
+func serveUntil(ctx context.Context, l net.Listener, h http.Handler) {
+	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
+	defer stop()
+	_ = s.Serve(l) // http.ErrServerClosed
+}
+
+type devProviderCmd struct {
+	Listen                string   `default:"127.0.0.1:5556" placeholder:"ADDR" help:"Where to listen, on loopback (${default})."`
+	Issuer                string   `placeholder:"URL" help:"The issuer, where it is not http://ADDR."`
+	ClientID              string   `name:"client-id" default:"dev" help:"The client (${default})."`
+	ClientSecretFile      string   `required:"" placeholder:"FILE" help:"A file with the client's secret."`
+	RedirectURI           []string `name:"redirect-uri" required:"" placeholder:"URL" help:"Where browsers may be sent back to. May be repeated."`
+	PostLogoutRedirectURI []string `name:"post-logout-redirect-uri" placeholder:"URL" help:"Where browsers may be sent after sign-out. May be repeated."`
+}
+
+// Run serves the development provider until the context ends.
+func (c devProviderCmd) Run(ctx context.Context, con console) error {
+	secret, err := os.ReadFile(c.ClientSecretFile)
+	if err != nil {
+		return err
+	}
+	l, err := devprovider.Listen(c.Listen)
+	if err != nil {
+		return err
+	}
+	issuer := c.Issuer
+	if issuer == "" {
+		issuer = "http://" + l.Addr().String()
+	}
+	provider, err := devprovider.New(devprovider.Options{
+		Issuer: issuer,
+		Users:  devprovider.DefaultUsers(),
+		Clients: []devprovider.Client{{
+			ID:                     c.ClientID,
+			Secret:                 coatcheck.Secret(strings.TrimSpace(string(secret))),
+			RedirectURIs:           c.RedirectURI,
+			PostLogoutRedirectURIs: c.PostLogoutRedirectURI,
+		}},
+	})
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	fmt.Fprintf(con.out, "development provider at %s, listening on %s\n", issuer, l.Addr())
+	serveUntil(ctx, l, provider)
+	return nil
+}
+
+type devAppCmd struct {
+	Listen string `default:"127.0.0.1:9001" placeholder:"ADDR" help:"Where to listen (${default})."`
+	Name   string `default:"app" help:"What this instance calls itself (${default})."`
+}
+
+// Run serves the sample app until the context ends.
+func (c devAppCmd) Run(ctx context.Context, con console) error {
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(con.out, "sample app %s listening on %s\n", c.Name, l.Addr())
+	serveUntil(ctx, l, sampleapp.New(sampleapp.Options{Name: c.Name}))
+	return nil
+}

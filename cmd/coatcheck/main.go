@@ -1,0 +1,102 @@
+// Coatcheck signs people in with OpenID Connect in front of web apps, keeps their
+// sessions where any node can serve them, and tells the apps who the user is.
+//
+// Usage:
+//
+//	coatcheck dev                      try it: proxy, provider and app on this machine
+//	coatcheck serve --config FILE      run a node
+//	coatcheck check --config FILE      say what is wrong with a configuration
+//	coatcheck key new FILE             make the key ring that all nodes share
+//
+// It exits with 0 when all went well, 1 when something failed, and 2 when it was
+// called in a way it does not understand.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+type commands struct {
+	Dev         devCmd         `cmd:"" help:"Try coatcheck: start the proxy, a development provider and a sample app on this machine."`
+	Serve       serveCmd       `cmd:"" help:"Run a node."`
+	Check       checkCmd       `cmd:"" help:"Say what is wrong with a configuration, and what it means."`
+	Key         keyCmd         `cmd:"" help:"Make the keys that nodes share."`
+	Version     versionCmd     `cmd:"" help:"Print the version."`
+	DevProvider devProviderCmd `cmd:"" help:"Run the development provider alone, on loopback."`
+	DevApp      devAppCmd      `cmd:"" help:"Run the sample app alone."`
+}
+
+// console is where a command talks to the person who called it.
+type console struct {
+	out io.Writer
+	err io.Writer
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], console{os.Stdout, os.Stderr}))
+}
+
+// run executes one command and returns the exit status.
+func run(ctx context.Context, args []string, con console) int {
+	var exited *int
+	parser, err := kong.New(&commands{},
+		kong.Name("coatcheck"),
+		kong.Description("Sessions and sign-in in front of web apps."),
+		kong.Writers(con.out, con.err),
+		kong.Exit(func(code int) { exited = &code }), // after --help
+		kong.UsageOnError(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(con))
+	if err != nil {
+		panic(err) // the structs above contradict themselves
+	}
+	call, err := parser.Parse(args)
+	if exited != nil {
+		return *exited
+	}
+	if err != nil {
+		fmt.Fprintf(con.err, "coatcheck: %v\nTry: coatcheck --help\n", err)
+		return exitUsage
+	}
+	if err := call.Run(); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintf(con.err, "coatcheck: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+type versionCmd struct{}
+
+// Run prints the version.
+func (versionCmd) Run(con console) error {
+	fmt.Fprintln(con.out, "coatcheck", version())
+	return nil
+}
+
+// version is the module's version as the Go toolchain recorded it, or "devel".
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}

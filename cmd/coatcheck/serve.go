@@ -1,0 +1,65 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/seal"
+)
+
+type serveCmd struct {
+	Config string `required:"" short:"c" placeholder:"FILE" help:"The configuration."`
+}
+
+// Run serves until the context ends, then drains.
+func (c serveCmd) Run(ctx context.Context, con console) error {
+	cfg, err := load(c.Config)
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewJSONHandler(con.err, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	for _, w := range cfg.Warnings() {
+		logger.Warn("configuration", "warning", w)
+	}
+	n, err := newNode(ctx, cfg, logger)
+	if err != nil {
+		return err
+	}
+	return n.run(ctx)
+}
+
+type checkCmd struct {
+	Config string `required:"" short:"c" placeholder:"FILE" help:"The configuration."`
+}
+
+// Run says everything that is wrong with a configuration, or that nothing is and what
+// it means. It opens no connection and changes nothing.
+func (c checkCmd) Run(con console) error {
+	cfg, err := load(c.Config)
+	if err != nil {
+		return err
+	}
+	if _, err := readRing(cfg.Keys); err != nil && !(errors.Is(err, seal.ErrNoFile) && mayMakeRing(cfg)) {
+		return err
+	}
+	for _, w := range cfg.Warnings() {
+		fmt.Fprintf(con.out, "note: %s\n", w)
+	}
+	fmt.Fprintf(con.out, "%s is valid: %d routes, store %s, provider %s.\n",
+		c.Config, len(cfg.Routes), cfg.Store.Driver, cfg.Providers[0].Issuer)
+	return nil
+}
+
+// load reads a configuration. Its problems are many lines, so they begin on a line of
+// their own.
+func load(file string) (*config.Config, error) {
+	cfg, err := config.Load(file)
+	var problems config.Errors
+	if errors.As(err, &problems) {
+		return nil, fmt.Errorf("the configuration is not valid\n%w", err)
+	}
+	return cfg, err
+}

@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/cookie"
+	"github.com/coatcheck/coatcheck/metrics"
+	"github.com/coatcheck/coatcheck/oidc"
+	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/proxy"
+	"github.com/coatcheck/coatcheck/route"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/redis"
+	"github.com/coatcheck/coatcheck/store/sqlite"
+	"github.com/coatcheck/coatcheck/upstream"
+)
+
+// tenant is the name space of everything that is sealed and kept. There is one tenant
+// until the configuration knows more.
+const tenant = "default"
+
+// newNode wires a node from its configuration. It is the one place where the parts
+// meet; none of them knows the configuration or looks for another part itself.
+func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *node, err error) {
+	ring, err := openRing(cfg, logger)
+	if err != nil {
+		return nil, err
+	}
+	streams := upstream.NewStreams()
+	counts := metrics.New(version(), streams.Count)
+	kept, err := openStore(ctx, cfg.Store, logger)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, kept.Close())
+		}
+	}()
+	timed := counts.Store(kept)
+
+	jar := cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
+	headers := upstream.IdentityHeaders(cfg.Headers)
+	routes, hosts, err := newRoutes(cfg, jar, headers, streams)
+	if err != nil {
+		return nil, err
+	}
+	returns := oidc.NewReturns(cfg.PublicURL, hosts...)
+	provider := cfg.Providers[0]
+	ours := cfg.PublicURL.String() + cfg.Endpoints.Prefix
+	signIn := oidc.New(oidc.Config{
+		Tenant:          tenant,
+		Name:            provider.Name,
+		Issuer:          provider.Issuer,
+		ClientID:        provider.ClientID,
+		ClientSecret:    provider.ClientSecret,
+		Scopes:          provider.Scopes,
+		GroupsClaim:     provider.GroupsClaim,
+		UnverifiedEmail: provider.InsecureUnverifiedEmail,
+		IDTokenHint:     provider.InsecureIDTokenHint,
+		RedirectURL:     ours + "/callback",
+		PostLogoutURL:   ours + "/sign_out/done",
+		Returns:         returns,
+		Ring:            ring,
+		Jar:             jar,
+		Once:            timed,
+		Logger:          logger,
+	})
+	front := proxy.New(proxy.Options{
+		PublicURL: cfg.PublicURL,
+		Prefix:    cfg.Endpoints.Prefix,
+		Trusted:   cfg.TrustedProxies,
+		Limits:    route.Limits{URI: cfg.Limits.URIBytes, Cookies: cfg.Limits.Cookies},
+		Routes:    routes,
+		Allow:     newRule(cfg.Allow),
+		Tenant:    tenant,
+		Sessions: session.New(session.Options{
+			Store:    timed,
+			Ring:     ring,
+			Jar:      jar,
+			Tenant:   tenant,
+			Idle:     cfg.Session.IdleTimeout,
+			Absolute: cfg.Session.AbsoluteTimeout,
+		}),
+		SignIn:    signIn,
+		Returns:   returns,
+		Ring:      ring,
+		Store:     kept,
+		Metrics:   counts,
+		Logger:    logger,
+		AccessLog: cfg.Log.Access,
+	})
+	return &node{
+		cfg:     cfg,
+		logger:  logger,
+		front:   front,
+		signIn:  signIn,
+		streams: streams,
+		store:   kept,
+		metrics: counts.Handler(),
+	}, nil
+}
+
+// openStore is the switch between the drivers.
+func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Store, error) {
+	switch cfg.Driver {
+	case config.DriverSQLite:
+		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File})
+	case config.DriverRedis:
+		return redis.Open(ctx, redis.Options{
+			URL:       cfg.Redis.URL,
+			Username:  cfg.Redis.Username,
+			Password:  cfg.Redis.Password,
+			KeyPrefix: cfg.Redis.KeyPrefix,
+			Timeout:   cfg.Redis.Timeout,
+			Logger:    logger,
+		})
+	default:
+		return nil, fmt.Errorf("store: no driver is called %q", cfg.Driver)
+	}
+}
+
+// openRing reads the key ring, or makes one where a single node keeps everything in
+// one place: nodes that share a store must share a ring that somebody gave them.
+func openRing(cfg *config.Config, logger *slog.Logger) (*seal.Ring, error) {
+	ring, err := readRing(cfg.Keys)
+	if !errors.Is(err, seal.ErrNoFile) || !mayMakeRing(cfg) {
+		return ring, err
+	}
+	file := cfg.Keys.File
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return nil, fmt.Errorf("keys: %w", err)
+	}
+	ring = seal.NewRing()
+	if err := ring.WriteNew(file); err != nil {
+		return nil, err
+	}
+	logger.Info("made a new key ring", "file", file, "key", ring.KeyIDs()[0])
+	return ring, nil
+}
+
+func mayMakeRing(cfg *config.Config) bool { return cfg.Store.Driver == config.DriverSQLite }
+
+func readRing(keys config.Keys) (*seal.Ring, error) {
+	if keys.Env == "" {
+		return seal.ReadRing(keys.File)
+	}
+	ring, err := seal.ParseRing([]byte(os.Getenv(keys.Env)))
+	if err != nil {
+		return nil, fmt.Errorf("%w (in the environment variable %s)", err, keys.Env)
+	}
+	return ring, nil
+}
+
+// newRoutes builds the table of routes, and lists the hosts that are ours.
+func newRoutes(cfg *config.Config, jar *cookie.Jar, headers upstream.IdentityHeaders, streams *upstream.Streams) (*route.Table[proxy.Route], []string, error) {
+	var entries []route.Entry[proxy.Route]
+	var hosts []string
+	for _, r := range cfg.Routes {
+		target := proxy.Route{
+			Name:          routeName(cfg, r),
+			Require:       r.Require,
+			Allow:         newRule(r.Allow),
+			MethodGuarded: len(r.Methods) > 0,
+		}
+		if r.Upstream != nil {
+			o := upstream.Options{
+				URL:          r.Upstream,
+				PreserveHost: r.PreserveHost,
+				Timeout:      r.Timeout,
+				Headers:      headers,
+				Jar:          jar,
+				Streams:      streams,
+			}
+			if r.StripPrefix {
+				o.StripPrefix = r.Path
+			}
+			for _, origin := range r.WebSocketOrigins {
+				o.Origins = append(o.Origins, origin.String())
+			}
+			target.Upstream = upstream.New(o)
+		}
+		authority := authority(cfg.PublicURL, r.Host)
+		hosts = append(hosts, authority)
+		entries = append(entries, route.Entry[proxy.Route]{
+			Pattern: route.Pattern{Host: authority, Path: r.Path, Exact: r.Exact, Methods: r.Methods},
+			Value:   target,
+		})
+	}
+	table, err := route.NewTable(entries)
+	return table, hosts, err
+}
+
+// routeName is the route's path as configured, behind its host where that is not the
+// site's own.
+func routeName(cfg *config.Config, r config.Route) string {
+	if authority := authority(cfg.PublicURL, r.Host); authority != cfg.PublicURL.Host {
+		return authority + r.Path
+	}
+	return r.Path
+}
+
+// authority is a route's host as it stands in a Host header: all hosts of a site are
+// reached on the port of its public URL.
+func authority(public *url.URL, host string) string {
+	switch {
+	case host == "" || host == public.Hostname():
+		return public.Host
+	case public.Port() == "":
+		return host
+	default:
+		return net.JoinHostPort(host, public.Port())
+	}
+}
+
+func newRule(a config.Allow) policy.Rule {
+	return policy.NewRule(a.Emails, a.EmailDomains, a.Groups)
+}

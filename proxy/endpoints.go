@@ -1,0 +1,292 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/oidc"
+	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/seal"
+)
+
+// An endpoint answers one of our own paths.
+type endpoint func(*exchange) error
+
+// maxForm bounds the body of a form sent to one of our own endpoints, in bytes.
+const maxForm = 16 << 10
+
+// signOutTokenLife is how long a confirm page may stay open.
+const signOutTokenLife = time.Hour
+
+// ownEndpoints are the paths below Options.Prefix, with the names that people already
+// have in their nginx files.
+func (p *Proxy) ownEndpoints() map[string]endpoint {
+	get, post, head := http.MethodGet, http.MethodPost, http.MethodHead
+	return map[string]endpoint{
+		"start":         only(p.start, get),
+		"sign_in":       only(p.signInPage, get, head),
+		"callback":      only(p.callback, get),
+		"sign_out":      only(p.signOut, get, post),
+		"sign_out/done": only(p.signedOut, get, head),
+		"userinfo":      only(p.userinfo, get, head),
+		"auth":          p.forwardAuth,
+	}
+}
+
+// only lets an endpoint take these methods alone.
+func only(e endpoint, methods ...string) endpoint {
+	return func(x *exchange) error {
+		if !slices.Contains(methods, x.r.Method) {
+			x.w.Header().Set("Allow", strings.Join(methods, ", ")) // RFC 9110 §15.5.6
+			return coatcheck.E(coatcheck.CodeMethodNotAllowed, "proxy."+x.route, nil)
+		}
+		return e(x)
+	}
+}
+
+// own returns the endpoint that the request is for, or nil if it is for an app. Paths
+// below the prefix are never an app's, and hosts that are not ours have no endpoints.
+func (p *Proxy) own(x *exchange) endpoint {
+	rest, ok := strings.CutPrefix(x.req.Path, p.Prefix)
+	if !ok || rest != "" && rest[0] != '/' || !p.Routes.Knows(x.req.Host) {
+		return nil
+	}
+	rest = strings.TrimPrefix(rest, "/")
+	if e, ok := p.endpoints[rest]; ok {
+		x.route = rest
+		ownHeaders(x.w.Header())
+		return e
+	}
+	return func(*exchange) error {
+		return coatcheck.E(coatcheck.CodeNotFound, "proxy.endpoint", errors.New("no such endpoint"))
+	}
+}
+
+// ownHeaders are on every answer that is ours and not an app's. No-referrer keeps the
+// code and state of a callback's URL from whatever comes next (RFC 9700 §4.2.4).
+func ownHeaders(h http.Header) {
+	h.Set("Cache-Control", "no-store")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("X-Content-Type-Options", "nosniff")
+}
+
+// redirect sends a browser on. 303 makes it a GET, whatever it was: a password that
+// was just posted must not be posted on (RFC 9700 §4.12).
+func redirect(x *exchange, location string) error {
+	h := x.w.Header()
+	ownHeaders(h)
+	h.Set("Location", location)
+	x.w.WriteHeader(http.StatusSeeOther)
+	return nil
+}
+
+// start begins a sign-in and sends the browser to the provider.
+func (p *Proxy) start(x *exchange) error {
+	returnTo, err := p.returnURL(x)
+	if err != nil {
+		return err
+	}
+	return p.startSignIn(x, returnTo)
+}
+
+func (p *Proxy) startSignIn(x *exchange, returnTo string) error {
+	location, err := p.SignIn.Start(x.w.Header(), x.r, returnTo)
+	if err != nil {
+		return err
+	}
+	return redirect(x, location)
+}
+
+// returnURL is the validated rd parameter, "/" without one.
+func (p *Proxy) returnURL(x *exchange) (string, error) {
+	query, err := url.ParseQuery(x.req.RawQuery)
+	if err != nil {
+		return "", coatcheck.E(coatcheck.CodeMalformed, "proxy.query", errors.New("the query is malformed"))
+	}
+	return p.Returns.FromQuery(query)
+}
+
+// signInPage is for people who come to sign in, or look whether they are.
+func (p *Proxy) signInPage(x *exchange) error {
+	returnTo, err := p.returnURL(x)
+	if err != nil {
+		return err
+	}
+	if err := p.loadSession(x); err != nil {
+		return err
+	}
+	page := page{Title: "Sign in", Text: []string{"You will be sent to your provider and come back here."},
+		Actions: []action{{"Sign in", p.startURL(returnTo), true}}}
+	if s := x.session(); s != nil {
+		page.Title = "You are signed in"
+		page.Text = []string{"You are signed in as " + displayName(&s.Identity) + "."}
+		page.Actions = []action{{"Continue", returnTo, true}, {"Sign out", p.Prefix + "/sign_out", false}}
+	}
+	return p.writePage(x, http.StatusOK, page)
+}
+
+func displayName(id *coatcheck.Identity) string {
+	for _, s := range []string{id.Name, id.PreferredUsername, id.Email} {
+		if s != "" {
+			return s
+		}
+	}
+	return id.Subject
+}
+
+func (p *Proxy) startURL(returnTo string) string {
+	u := p.Prefix + "/start"
+	if returnTo != "" && returnTo != "/" {
+		u += "?rd=" + url.QueryEscape(returnTo)
+	}
+	return u
+}
+
+// callback completes a sign-in: the provider has sent the browser back. Nobody gets a
+// session who may not sign in at all.
+func (p *Proxy) callback(x *exchange) error {
+	err := p.completeSignIn(x)
+	result := "ok"
+	if err != nil {
+		result = string(coatcheck.CodeOf(err))
+	}
+	p.Metrics.SignIn(result)
+	return err
+}
+
+func (p *Proxy) completeSignIn(x *exchange) error {
+	ctx, h := x.r.Context(), x.w.Header()
+	login, err := p.SignIn.Callback(ctx, h, x.r)
+	var expired *oidc.Expired
+	if errors.As(err, &expired) {
+		return p.startSignIn(x, expired.ReturnTo)
+	}
+	if err != nil {
+		return err
+	}
+	if err := policy.Permit(&login.Session.Identity, p.Allow); err != nil {
+		return err
+	}
+	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session)
+	if err != nil {
+		return err
+	}
+	x.live = live
+	p.Logger.InfoContext(ctx, "signed in",
+		"request_id", x.id, "session", live.Ref, "provider", live.Provider, "user", live.Identity.Subject)
+	return redirect(x, login.ReturnTo)
+}
+
+// signOut ends the session here and then at the provider. It acts at once only if the
+// browser says that one of our own pages asked (Fetch Metadata), or for a form that
+// carries the token of our confirm page; everybody else is asked, since a link on
+// somebody else's page leads here too.
+func (p *Proxy) signOut(x *exchange) error {
+	x.r.Body = http.MaxBytesReader(&x.w, x.r.Body, maxForm)
+	if err := x.r.ParseForm(); err != nil {
+		return coatcheck.E(coatcheck.CodeMalformed, "proxy.sign_out", errors.New("the form or the query is malformed"))
+	}
+	returnTo := ""
+	if x.r.Form.Has("rd") {
+		var err error
+		if returnTo, err = p.Returns.FromQuery(x.r.Form); err != nil {
+			return err
+		}
+	}
+	if err := p.loadSession(x); err != nil {
+		return err
+	}
+	if x.live == nil {
+		return p.afterSignOut(x, returnTo, "")
+	}
+	if x.r.Header.Get("Sec-Fetch-Site") != "same-origin" && !p.signOutTokenFits(x) {
+		return p.confirmSignOut(x, returnTo)
+	}
+	if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live); err != nil {
+		return err
+	}
+	p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)
+	if location, ok := p.SignIn.EndSession(x.live.Session, returnTo); ok {
+		return redirect(x, location)
+	}
+	return p.afterSignOut(x, returnTo, "?local=1")
+}
+
+func (p *Proxy) afterSignOut(x *exchange, returnTo, query string) error {
+	if returnTo == "" {
+		returnTo = p.Prefix + "/sign_out/done" + query
+	}
+	return redirect(x, returnTo)
+}
+
+func (p *Proxy) confirmSignOut(x *exchange, returnTo string) error {
+	token, err := p.Ring.SealValue(p.signOutPlace(), p.signOutToken(x, time.Now().Add(signOutTokenLife)))
+	if err != nil {
+		return err
+	}
+	return p.writePage(x, http.StatusOK, page{
+		Title: "Sign out?",
+		Text:  []string{"You are signed in as " + displayName(&x.live.Identity) + "."},
+		Form:  &form{Action: p.Prefix + "/sign_out", Token: token, ReturnTo: returnTo, Button: "Sign out"},
+	})
+}
+
+// signOutToken is bound to the session, so the token of one person's page signs out
+// nobody else.
+func (p *Proxy) signOutToken(x *exchange, expires time.Time) []byte {
+	return []byte(expires.UTC().Format(time.RFC3339) + " " + string(x.live.Ref))
+}
+
+func (p *Proxy) signOutPlace() seal.Place {
+	return seal.Place{Purpose: "sign-out", Tenant: p.Tenant, Cookie: p.Sessions.Jar.Session()}
+}
+
+func (p *Proxy) signOutTokenFits(x *exchange) bool {
+	if x.r.Method != http.MethodPost {
+		return false
+	}
+	plain, err := p.Ring.OpenValue(p.signOutPlace(), x.r.PostForm.Get("token"))
+	if err != nil {
+		return false
+	}
+	until, ref, _ := strings.Cut(string(plain), " ")
+	expires, err := time.Parse(time.RFC3339, until)
+	return err == nil && time.Now().Before(expires) && ref == string(x.live.Ref)
+}
+
+// signedOut is where a browser lands after a sign-out, here or at the provider.
+func (p *Proxy) signedOut(x *exchange) error {
+	if returnTo := p.SignIn.SignedOut(x.r); returnTo != "" {
+		return redirect(x, returnTo)
+	}
+	page := page{Title: "You are signed out", Text: []string{"You have left this site."},
+		Actions: []action{{"Sign in again", p.startURL("/"), true}}}
+	if x.req.RawQuery == "local=1" {
+		page.Text = append(page.Text, "Your provider was not told: you may still be signed in there.")
+	}
+	return p.writePage(x, http.StatusOK, page)
+}
+
+// userinfo tells the apps' scripts who is signed in. Tokens are never in it.
+func (p *Proxy) userinfo(x *exchange) error {
+	x.script = true
+	if err := p.loadSession(x); err != nil {
+		return err
+	}
+	s := x.session()
+	if err := policy.Decide(coatcheck.Authenticated, s, p.Allow); err != nil {
+		return err
+	}
+	return writeJSON(x, http.StatusOK, struct {
+		User              string    `json:"user"`
+		Email             string    `json:"email,omitempty"`
+		Groups            []string  `json:"groups,omitempty"`
+		PreferredUsername string    `json:"preferredUsername,omitempty"`
+		Expires           time.Time `json:"expires"`
+	}{s.Identity.Subject, s.Identity.VerifiedEmail(), s.Identity.Groups, s.Identity.PreferredUsername, s.Deadline.UTC()})
+}

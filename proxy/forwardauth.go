@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/route"
+	"github.com/coatcheck/coatcheck/upstream"
+)
+
+// forwardAuth answers another proxy, which asks whether it may serve a request: 202,
+// 401 or 403, with the identity in X-Auth-Request-* headers. It is the request line
+// for the request that is asked about, and differs in the last step only.
+//
+// Which request that is, only a trusted peer may say. Its body is never read.
+func (p *Proxy) forwardAuth(x *exchange) error {
+	x.script = true // the other proxy decides about redirects
+	err := p.judgeOriginal(x)
+	switch {
+	case err == nil:
+		upstream.SetAuthRequest(x.w.Header(), x.identity())
+		x.w.WriteHeader(http.StatusAccepted)
+		return nil
+	case forwardAuthAnswers[coatcheck.CodeOf(err)]:
+		return err
+	default:
+		// The request itself is wrong. To the other proxy that means: don't serve it.
+		return coatcheck.E(coatcheck.CodeForbidden, "proxy.forward_auth", err)
+	}
+}
+
+// forwardAuthAnswers are the refusals that keep their own status.
+var forwardAuthAnswers = map[coatcheck.Code]bool{
+	coatcheck.CodeSignInRequired: true,
+	coatcheck.CodeForbidden:      true,
+	coatcheck.CodeUnknown:        true,
+	coatcheck.CodeInternal:       true,
+}
+
+func (x *exchange) identity() *coatcheck.Identity {
+	if x.live == nil {
+		return nil
+	}
+	return &x.live.Identity
+}
+
+// judgeOriginal judges the request that is asked about. Where nobody said which path
+// that is, everything that any route of the host demands is demanded.
+func (p *Proxy) judgeOriginal(x *exchange) error {
+	original, err := p.original(x)
+	if err != nil {
+		return err
+	}
+	if original.Path != "" {
+		_, err := p.judge(x, original)
+		return err
+	}
+	if !p.Routes.Knows(original.Host) {
+		return coatcheck.E(coatcheck.CodeMisdirected, "proxy.forward_auth", errors.New("no route has the host "+original.Host))
+	}
+	if err := p.loadSession(x); err != nil {
+		return err
+	}
+	for target := range p.Routes.All(original.Host) {
+		if err := policy.Decide(target.Require, x.session(), p.Allow, target.Allow); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// The headers in which proxies describe the request they ask about: those of Traefik
+// and Caddy first, then those that nginx configurations use.
+var (
+	originalURI    = []string{"X-Forwarded-Uri", "X-Original-Uri", "X-Original-Url"}
+	originalMethod = []string{"X-Forwarded-Method", "X-Original-Method"}
+	originalHost   = []string{"X-Forwarded-Host", "X-Original-Host"}
+)
+
+// original is the request that is asked about. Without a trusted peer that says so,
+// its path and method are unknown, and empty.
+func (p *Proxy) original(x *exchange) (route.Request, error) {
+	host := x.req.Host
+	if !x.client.trusted {
+		return route.Request{Host: host}, nil
+	}
+	said := func(names []string) (string, error) { return oneValue(x.r.Header, names) }
+	method, err := said(originalMethod)
+	if err != nil {
+		return route.Request{}, err
+	}
+	uri, err := said(originalURI)
+	if err != nil {
+		return route.Request{}, err
+	}
+	if h, err := said(originalHost); err != nil {
+		return route.Request{}, err
+	} else if h != "" {
+		host = h
+	}
+	return route.Forwarded(method, host, uri, p.PublicURL.Scheme)
+}
+
+// oneValue returns the value of the headers that say the same thing. Two that say
+// different things make an error: another party than the trusted one may have sent
+// one of them.
+func oneValue(h http.Header, names []string) (string, error) {
+	value := ""
+	for _, name := range names {
+		for _, v := range h[name] {
+			if value != "" && v != value {
+				return "", coatcheck.E(coatcheck.CodeMalformed, "proxy.forward_auth",
+					errors.New("the headers that describe the original request contradict each other: "+name))
+			}
+			value = v
+		}
+	}
+	return value, nil
+}

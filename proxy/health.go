@@ -1,0 +1,111 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// A Pinger answers whether the session store can be used. store.Store fits.
+type Pinger interface {
+	Ping(ctx context.Context) error
+}
+
+const (
+	pingTimeout = 2 * time.Second
+	// readyFor is how long one answer of the store serves all health checks, so that
+	// a flood of them costs the store nothing.
+	readyFor = 200 * time.Millisecond
+)
+
+// healthCheck returns the handler of /ping and /ready, or nil. The target must be
+// exactly that, byte for byte, with no query; no header plays a part.
+func (p *Proxy) healthCheck(r *http.Request) endpoint {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		return nil
+	}
+	switch r.RequestURI {
+	case "/ping":
+		return p.ping
+	case "/ready":
+		return p.answerReady
+	}
+	return nil
+}
+
+// ping answers that the process lives.
+func (p *Proxy) ping(x *exchange) error {
+	x.route = "ping"
+	h := x.w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	_, _ = x.w.Write([]byte("OK\n"))
+	return nil
+}
+
+// answerReady tells a load balancer whether to send requests here: while the store
+// answers and the node isn't shutting down. A provider that is down doesn't make a
+// node unready, since the people who are signed in are served without it; the body
+// tells.
+func (p *Proxy) answerReady(x *exchange) error {
+	x.route = "ready"
+	body := struct {
+		Ready  bool   `json:"ready"`
+		Store  string `json:"store"`
+		SignIn string `json:"sign_in"`
+		Drain  bool   `json:"draining"`
+	}{Store: "ok", SignIn: "ok", Drain: p.draining.Load()}
+	if err := p.ready.check(x.r.Context(), p.Store); err != nil {
+		body.Store = "unavailable"
+		p.Logger.Warn("not ready", "request_id", x.id, "error", err)
+	}
+	if p.SignIn.Ready() != nil {
+		body.SignIn = "unavailable"
+	}
+	body.Ready = body.Store == "ok" && !body.Drain
+	status := http.StatusOK
+	if !body.Ready {
+		status = http.StatusServiceUnavailable
+	}
+	return writeJSON(x, status, body)
+}
+
+func writeJSON(x *exchange, status int, body any) error {
+	data, err := json.Marshal(body)
+	if err != nil {
+		return coatcheck.E(coatcheck.CodeInternal, "proxy.json", err)
+	}
+	h := x.w.Header()
+	h.Set("Content-Type", "application/json")
+	ownHeaders(h)
+	x.w.WriteHeader(status)
+	_, _ = x.w.Write(append(data, '\n'))
+	return nil
+}
+
+// readiness remembers the store's last answer for readyFor. One caller asks, the
+// others wait for its answer.
+type readiness struct {
+	mu    sync.Mutex
+	until time.Time
+	err   error
+}
+
+func (c *readiness) check(ctx context.Context, store Pinger) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Now().Before(c.until) {
+		return c.err
+	}
+	// Detached: a health checker that hangs up must not make the next one believe
+	// that the store is down.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+	defer cancel()
+	c.err = store.Ping(ctx)
+	c.until = time.Now().Add(readyFor)
+	return c.err
+}

@@ -1,0 +1,235 @@
+// Package proxy is the request line: what happens to a request between the socket and
+// the app. [Proxy.serve] reads from top to bottom and is the function to start with.
+//
+// Every step returns an error instead of answering; render.go turns errors into
+// answers, in one place.
+package proxy
+
+import (
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/metrics"
+	"github.com/coatcheck/coatcheck/oidc"
+	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/route"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/upstream"
+)
+
+// Options are one configuration, wired and ready to serve. All of it is required but
+// Trusted. A Proxy never changes it.
+type Options struct {
+	// PublicURL is where browsers find us. It alone says what is https and which host
+	// is ours (invariant 14).
+	PublicURL *url.URL
+	// Prefix is the path of our own endpoints, without a slash at the end.
+	Prefix string
+	// Trusted are the peers whose X-Forwarded-* headers are believed.
+	Trusted  []netip.Prefix
+	Limits   route.Limits
+	Routes   *route.Table[Route]
+	Allow    policy.Rule // who may sign in at all
+	Tenant   string
+	Sessions *session.Manager
+	SignIn   *oidc.RelyingParty
+	Returns  *oidc.Returns
+	Ring     *seal.Ring
+	Headers  upstream.IdentityHeaders
+	Store    Pinger
+	Metrics  *metrics.Metrics
+	Logger   *slog.Logger
+	// AccessLog writes a line for each request.
+	AccessLog bool
+}
+
+// A Route is what the configuration says of a host and path.
+type Route struct {
+	Name    string // as it stands in logs and metrics
+	Require coatcheck.State
+	Allow   policy.Rule
+	// MethodGuarded: the route names methods, so headers by which some apps read
+	// another method than the request's are not passed on.
+	MethodGuarded bool
+	// Upstream is nil for a route that serves forward-auth only.
+	Upstream *upstream.Upstream
+}
+
+// A Proxy answers requests. It is safe for concurrent use.
+type Proxy struct {
+	Options
+	endpoints map[string]endpoint
+	draining  atomic.Bool
+	ready     readiness
+}
+
+// New returns a Proxy.
+func New(o Options) *Proxy {
+	p := &Proxy{Options: o}
+	p.endpoints = p.ownEndpoints()
+	return p
+}
+
+// Drain makes /ready answer 503 from now on, so that load balancers send new requests
+// elsewhere. Requests are served as before.
+func (p *Proxy) Drain() { p.draining.Store(true) }
+
+// ServeHTTP implements http.Handler.
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	x := &exchange{w: response{ResponseWriter: w}, r: r, start: time.Now(), client: p.peer(r)}
+	defer p.finish(x)
+	x.id = x.client.requestID(r)
+	if err := p.serve(x); err != nil {
+		p.render(x, err)
+	}
+}
+
+// serve is the request line. It answers the request and returns nil, or returns an
+// error before anything was written.
+func (p *Proxy) serve(x *exchange) error {
+	// Health checks come first: they send no Host that we know, and ask nothing of
+	// the request but these exact bytes.
+	if check := p.healthCheck(x.r); check != nil {
+		return check(x)
+	}
+
+	// The request is parsed once. From here on everything is judged, and forwarded,
+	// by its canonical form (invariant 9).
+	req, err := route.Canonical(x.r, p.PublicURL.Scheme, p.Limits)
+	if err != nil {
+		return err
+	}
+	x.req = req
+
+	if endpoint := p.own(x); endpoint != nil {
+		return endpoint(x)
+	}
+
+	target, err := p.judge(x, req)
+	if err != nil {
+		return err
+	}
+	return p.forward(x, target)
+}
+
+// judge finds the route of a request, loads the session and decides. Forward-auth
+// runs it too, on the request that it is asked about. The error says why the request
+// may not pass.
+func (p *Proxy) judge(x *exchange, req route.Request) (*Route, error) {
+	target, err := p.Routes.Match(req)
+	if err != nil {
+		if !p.Routes.Knows(req.Host) {
+			return nil, coatcheck.E(coatcheck.CodeMisdirected, "proxy.route", errors.New("no route has the host "+req.Host))
+		}
+		return nil, err
+	}
+	x.route = target.Name
+	if err := p.loadSession(x); err != nil {
+		return nil, err
+	}
+	if err := policy.Decide(target.Require, x.session(), p.Allow, target.Allow); err != nil {
+		return nil, err
+	}
+	return target, nil
+}
+
+// loadSession puts the live session of the request, if there is one, into x. A cookie
+// that opens nothing is cleared, but only in the answer to a navigation: the answer to
+// a script's request may come late, and would then clear the cookie of a sign-in that
+// has completed meanwhile.
+func (p *Proxy) loadSession(x *exchange) error {
+	live, err := p.Sessions.Load(x.r.Context(), x.r.Header)
+	switch {
+	case errors.Is(err, session.ErrInvalid):
+		p.Metrics.SessionLoad(metrics.LoadInvalid)
+		if x.navigation() {
+			p.Sessions.Clear(x.w.Header())
+		}
+		return nil
+	case err != nil:
+		if coatcheck.CodeOf(err) == coatcheck.CodeUnknown {
+			p.Metrics.SessionLoad(metrics.LoadUnknown)
+		} else {
+			p.Metrics.SessionLoad(metrics.LoadInvalid)
+		}
+		return err
+	case live == nil:
+		p.Metrics.SessionLoad(metrics.LoadNone)
+		return nil
+	}
+	p.Metrics.SessionLoad(metrics.LoadValid)
+	x.live = live
+	p.SignIn.Served(x.w.Header(), x.r)
+	return nil
+}
+
+// forward hands the request to the app.
+func (p *Proxy) forward(x *exchange, target *Route) error {
+	if target.Upstream == nil {
+		return coatcheck.E(coatcheck.CodeNotFound, "proxy.forward", errors.New("the route has no upstream: it serves forward-auth only"))
+	}
+	call := upstream.Call{
+		RawPath:       x.req.RawPath,
+		RawQuery:      x.req.RawQuery,
+		ForceQuery:    x.req.ForceQuery,
+		ClientIP:      x.client.ip,
+		Scheme:        p.PublicURL.Scheme,
+		Host:          x.req.Host,
+		RequestID:     x.id,
+		MethodGuarded: target.MethodGuarded,
+	}
+	if x.live != nil {
+		call.Identity = &x.live.Identity
+		call.State = x.live.State
+		call.StreamKey = string(x.live.Ref)
+	}
+	return target.Upstream.Forward(&x.w, x.r, &call)
+}
+
+// finish ends an exchange: it turns a panic into an error page, and writes the metrics
+// and the access log.
+func (p *Proxy) finish(x *exchange) {
+	v := recover()
+	if v != nil && v != http.ErrAbortHandler {
+		// The stack names functions and addresses, not values, so nothing secret is
+		// in it; the panic's own text may quote anything and stays out of the log.
+		p.Logger.LogAttrs(x.r.Context(), slog.LevelError, "panic",
+			slog.String("request_id", x.id), slog.String("type", panicType(v)), slog.String("stack", string(debug.Stack())))
+		if x.w.status == 0 {
+			p.render(x, coatcheck.E(coatcheck.CodeInternal, "proxy", errors.New("panic")))
+		} else {
+			v = http.ErrAbortHandler // half an answer must not look whole
+		}
+	}
+	took := time.Since(x.start)
+	status := x.w.status
+	if status == 0 {
+		status = http.StatusOK // net/http's answer to a handler that wrote nothing
+	}
+	p.Metrics.Request(x.routeName(), status, took)
+	if p.AccessLog {
+		p.Logger.LogAttrs(x.r.Context(), slog.LevelInfo, "request",
+			slog.String("request_id", x.id),
+			slog.String("client", x.client.ip),
+			slog.String("method", x.r.Method),
+			slog.String("host", x.r.Host),
+			slog.String("path", x.r.URL.Path), // never the query: codes and states come in it
+			slog.String("route", x.routeName()),
+			slog.Int("status", status),
+			slog.Int64("bytes", x.w.bytes),
+			slog.Float64("ms", float64(took.Microseconds())/1000),
+			slog.String("session", x.ref()),
+			slog.String("user_agent", x.r.UserAgent()))
+	}
+	if v == http.ErrAbortHandler {
+		panic(v) // net/http then closes the connection
+	}
+}

@@ -1,0 +1,218 @@
+package proxy
+
+import (
+	"log/slog"
+	"net/http"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// An answer is what somebody is told about an error. Text says what happened, Next what
+// to do; neither says more than a stranger may know, the cause is in the log.
+type answer struct {
+	status int
+	level  slog.Level
+	title  string
+	text   string
+	next   string
+	action string // what the page's button does: one of the constants below
+}
+
+// What the button of an error page does.
+const (
+	actionNone   = ""
+	actionStart  = "start"  // begin a sign-in
+	actionReload = "reload" // ask for the same page again
+	actionHome   = "home"
+	actionSwitch = "switch" // sign out, to sign in as somebody else
+)
+
+// answers has a row for every coatcheck.Code.
+var answers = map[coatcheck.Code]answer{
+	coatcheck.CodeMalformed: {
+		400, slog.LevelInfo, "This request can't be understood",
+		"The address or the request has something in it that can be read in two ways, so it was not passed on.",
+		"Check the address for typing errors.", actionHome,
+	},
+	coatcheck.CodeURITooLong: {
+		414, slog.LevelInfo, "This address is too long",
+		"The address is longer than this site takes.",
+		"Go back and try with less in the address.", actionHome,
+	},
+	coatcheck.CodeTooManyCookies: {
+		431, slog.LevelInfo, "Too many cookies",
+		"Your browser sent more cookies than this site takes.",
+		"Delete the cookies of this site in your browser's settings, then sign in again.", actionNone,
+	},
+	coatcheck.CodeAmbiguousSession: {
+		400, slog.LevelWarn, "Two sessions at once",
+		"Your browser sent the cookies of two different sessions, so it is not clear who you are.",
+		"Delete the cookies of this site in your browser's settings, then sign in again.", actionNone,
+	},
+	coatcheck.CodeMisdirected: {
+		421, slog.LevelInfo, "Nothing is served under this name",
+		"This server answers, but not under the host name in the address.",
+		"Check the address. If you run this site: the host must be the one in public_url, or a route's host.", actionNone,
+	},
+	coatcheck.CodeNotFound: {
+		404, slog.LevelInfo, "Page not found",
+		"There is nothing at this address.",
+		"Check the address for typing errors.", actionHome,
+	},
+	coatcheck.CodeMethodNotAllowed: {
+		405, slog.LevelInfo, "That can't be done here",
+		"This address does not take requests of this kind.",
+		"Go back and try again.", actionHome,
+	},
+	coatcheck.CodeForbiddenOrigin: {
+		403, slog.LevelWarn, "Not from that page",
+		"A page of another site tried to open a connection here.",
+		"If you run this site and trust that page, list its origin in the route's websocket_origins.", actionHome,
+	},
+	coatcheck.CodeUpgradeRequired: {
+		426, slog.LevelInfo, "This needs another WebSocket version",
+		"The WebSocket handshake is not one of version 13.",
+		"Use an up-to-date client.", actionNone,
+	},
+	coatcheck.CodeSignInRequired: {
+		401, slog.LevelInfo, "Sign-in required",
+		"Nobody is signed in, or the session has ended.",
+		"Sign in and try again.", actionStart,
+	},
+	coatcheck.CodeForbidden: {
+		403, slog.LevelInfo, "You may not open this",
+		"You are known, but this page is not for your account.",
+		"Ask the people who run this site for access, or sign in with another account.", actionSwitch,
+	},
+	coatcheck.CodeUnknown: {
+		503, slog.LevelError, "One moment, please",
+		"Your session can't be looked up right now. You have not been signed out.",
+		"Try again in a few seconds.", actionReload,
+	},
+	coatcheck.CodeNotReady: {
+		503, slog.LevelError, "Sign-in is not possible right now",
+		"The provider that signs people in can't be reached, or its answers can't be trusted. People who are signed in are not affected.",
+		"Try again in a minute.", actionReload,
+	},
+	coatcheck.CodeBadReturnURL: {
+		400, slog.LevelInfo, "That address is not part of this site",
+		"The link asks to be sent on to an address that is not one of this site's.",
+		"Start from the site's own page.", actionHome,
+	},
+	coatcheck.CodeBadCallback: {
+		400, slog.LevelWarn, "This sign-in can't be completed",
+		"It was already completed, or was not started in this browser, or the browser did not keep its cookie.",
+		"If you opened this page by going back or from a bookmark, just go on to the site. Otherwise sign in again.", actionStart,
+	},
+	coatcheck.CodeSignInExpired: {
+		400, slog.LevelInfo, "That took too long",
+		"A sign-in must be completed within ten minutes.",
+		"Sign in again.", actionStart,
+	},
+	coatcheck.CodeOtherKeys: {
+		400, slog.LevelError, "The servers of this site don't share their keys",
+		"Your sign-in was started by another server of this site, and this one can't open its cookie: it has other keys.",
+		"If you run this site: give every node the same key ring (keys.file). If you came to use it: tell the people who run it.", actionStart,
+	},
+	coatcheck.CodeSignInLoop: {
+		400, slog.LevelError, "The servers of this site don't share their sessions",
+		"You have signed in three times within 30 seconds, and no page was ever served. The server that got your next request each time did not know the session that was just made.",
+		"If you run this site: give every node the same session store (store). If you came to use it: tell the people who run it.", actionStart,
+	},
+	coatcheck.CodeProviderRefused: {
+		403, slog.LevelWarn, "Your provider did not sign you in",
+		"It sent you back with an error, or you cancelled.",
+		"Sign in again. If that doesn't help, ask the people who run this site.", actionStart,
+	},
+	coatcheck.CodeProviderFailed: {
+		502, slog.LevelError, "Your provider can't be reached",
+		"The sign-in could not be completed, because the provider did not answer as it should.",
+		"Sign in again in a minute.", actionStart,
+	},
+	coatcheck.CodeBadToken: {
+		502, slog.LevelError, "Your provider's answer can't be trusted",
+		"The sign-in was stopped, because what the provider said about you did not pass a check.",
+		"Sign in again. If that doesn't help, tell the people who run this site.", actionStart,
+	},
+	coatcheck.CodeUpstreamFailed: {
+		502, slog.LevelError, "The application is not answering",
+		"You are in the right place, but the application behind this address can't be reached.",
+		"Try again in a moment.", actionReload,
+	},
+	coatcheck.CodeUpstreamTimeout: {
+		504, slog.LevelError, "The application takes too long",
+		"The application behind this address did not answer in time.",
+		"Try again in a moment.", actionReload,
+	},
+	coatcheck.CodeInternal: {
+		500, slog.LevelError, "Something went wrong here",
+		"This is a defect of ours, not of what you did.",
+		"Try again. If it stays, tell the people who run this site the number below.", actionReload,
+	},
+}
+
+// retryAfter, in seconds, is on every 503 (RFC 9110 §10.2.3).
+const retryAfter = "2"
+
+// render answers with an error. It is the only place where an error becomes HTTP.
+func (p *Proxy) render(x *exchange, err error) {
+	code := coatcheck.CodeOf(err)
+	if code == coatcheck.CodeSignInRequired && x.navigation() {
+		startErr := p.startSignIn(x, p.Returns.FromRequest(x.req.Host, x.req.Target()))
+		if startErr == nil {
+			return
+		}
+		err, code = startErr, coatcheck.CodeOf(startErr)
+	}
+	a, ok := answers[code]
+	if !ok {
+		a = answers[coatcheck.CodeInternal]
+	}
+	p.Logger.LogAttrs(x.r.Context(), a.level, "request refused",
+		slog.String("request_id", x.id), slog.String("code", string(code)), slog.Int("status", a.status),
+		slog.String("route", x.routeName()), slog.String("session", x.ref()), slog.String("error", err.Error()))
+
+	h := x.w.Header()
+	ownHeaders(h)
+	switch a.status {
+	case http.StatusServiceUnavailable:
+		h.Set("Retry-After", retryAfter)
+	case http.StatusUnauthorized:
+		// RFC 9110 §15.5.2 asks for a challenge. Browsers leave an unknown scheme alone.
+		h.Set("WWW-Authenticate", `Cookie realm="coatcheck"`)
+	case http.StatusUpgradeRequired:
+		h.Set("Sec-WebSocket-Version", "13") // RFC 6455 §4.2.2
+	}
+	if x.wantsPage() {
+		err = p.writePage(x, a.status, p.errorPage(x, a))
+	} else {
+		err = writeJSON(x, a.status, struct {
+			Error     coatcheck.Code `json:"error"`
+			Message   string         `json:"message"`
+			RequestID string         `json:"request_id"`
+		}{code, a.text + " " + a.next, x.id})
+	}
+	if err != nil {
+		http.Error(&x.w, a.title, a.status)
+	}
+}
+
+func (p *Proxy) errorPage(x *exchange, a answer) page {
+	pg := page{Title: a.title, Text: []string{a.text, a.next}, RequestID: x.id}
+	switch a.action {
+	case actionStart:
+		pg.Actions = []action{{"Sign in again", p.startURL("/"), true}}
+	case actionReload:
+		// An empty reference is this very address (RFC 3986 §4.4), for a GET only.
+		if x.r.Method == http.MethodGet && x.req.Path != p.Prefix+"/callback" {
+			pg.Actions = []action{{"Try again", "", true}}
+		} else {
+			pg.Actions = []action{{"Go to the start page", "/", true}}
+		}
+	case actionHome:
+		pg.Actions = []action{{"Go to the start page", "/", true}}
+	case actionSwitch:
+		pg.Actions = []action{{"Sign out", p.Prefix + "/sign_out", true}, {"Go to the start page", "/", false}}
+	}
+	return pg
+}
