@@ -1,0 +1,59 @@
+package config
+
+import (
+	"net"
+	"net/url"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// Warnings returns what is allowed and yet worth an operator's attention, one
+// sentence each: `coatcheck check` prints them and serve logs them. They hold no
+// secrets.
+func (c *Config) Warnings() []string { return c.warnings }
+
+// warn notes what holds for a configuration without problems.
+func (v *validator) warn() {
+	c := v.cfg
+	if c.InsecureHTTP {
+		v.note("insecure_http: sessions and sign-ins cross the network in plain text")
+	}
+	if host, _, err := net.SplitHostPort(c.Admin.Listen); err == nil && !isLoopback(host) {
+		v.note("admin.listen: metrics can be read from other machines: nobody is asked to sign in there")
+	}
+	if c.Store.Driver == DriverRedis {
+		if u, err := url.Parse(c.Store.Redis.URL); err == nil && u.Scheme == "redis" && !isLoopback(u.Hostname()) {
+			v.note("store.redis.url: the connection to another machine is not encrypted: rediss:// is")
+		}
+	}
+	for i, p := range c.Providers {
+		v.warnProvider(element("providers", i), p)
+	}
+	if c.Allow.Empty() {
+		v.note("allow: everybody the provider knows may sign in: no allow rule")
+	}
+	for i, r := range c.Routes {
+		path := element("routes", i)
+		switch {
+		case r.Require == coatcheck.Anonymous:
+			v.note("%s (%s%s): open to everybody, signed in or not", path, r.Host, r.Path)
+		case c.Allow.Empty() && r.Allow.Empty():
+			v.note("%s (%s%s): everybody the provider knows may pass: no allow rule", path, r.Host, r.Path)
+		}
+	}
+}
+
+func (v *validator) warnProvider(path string, p Provider) {
+	if p.ClientSecretFile == "" && p.ClientSecretEnv == "" {
+		v.note("%s: a public client, without client secret: PKCE alone protects its sign-ins", path)
+	}
+	if p.InsecureUnverifiedEmail {
+		v.note("%s.insecure_unverified_email: e-mail addresses are believed as people typed them", path)
+	}
+	if p.InsecureIDTokenHint {
+		v.note("%s.insecure_id_token_hint: ID tokens stand in the URL of a sign-out, and so in histories and logs", path)
+	}
+	if p.InsecureIssuerHTTP {
+		v.note("%s.insecure_issuer_http: anybody on the way to the provider can sign in as anybody", path)
+	}
+}
