@@ -1,0 +1,106 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/storetest"
+)
+
+// holdFileEnv makes the test binary hold a file instead of running tests.
+const holdFileEnv = "COATCHECK_TEST_HOLD_FILE"
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(holdFileEnv); file != "" {
+		os.Exit(holdFile(file))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func openAt(t testing.TB, file string) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), Options{File: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func openNew(t testing.TB) *Store { return openAt(t, filepath.Join(t.TempDir(), "coatcheck.db")) }
+
+func TestConformance(t *testing.T) {
+	storetest.Run(t, storetest.Harness{
+		Open: func(t testing.TB, nodes int) []store.Store { return storetest.Same(openNew(t), nodes) },
+	})
+}
+
+func BenchmarkGet(b *testing.B) { storetest.BenchmarkGet(b, openNew(b)) }
+
+// TestReaperRemovesExpiredRecords covers invariant 5: an expired record that nobody
+// asks for again does not stay.
+func TestReaperRemovesExpiredRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, ctx := openNew(t), t.Context()
+		const expiring = 2*reapBatch + 1 // several batches in one round
+		for i := range expiring {
+			if err := s.Create(ctx, fmt.Sprint("k", i), nil, time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Create(ctx, "lives", nil, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for _, step := range []struct {
+			wait time.Duration
+			want int64
+		}{{reapEvery - time.Second, expiring + 1}, {2 * time.Second, 1}} {
+			time.Sleep(step.wait)
+			synctest.Wait()
+			w := <-s.writer
+			n, err := w.number("SELECT count(*) FROM records")
+			s.writer <- w
+			if err != nil || n != step.want {
+				t.Errorf("%d records in the file, want %d; %v", n, step.want, err)
+			}
+		}
+	})
+}
+
+// A writer that waits for another one leaves when its context ends.
+func TestWaitForTheWriterEndsWithTheContext(t *testing.T) {
+	s := openNew(t)
+	w := <-s.writer
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := s.Touch(ctx, "k", time.Hour); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Touch behind a busy writer: %v", err)
+	}
+	s.writer <- w
+}
+
+// Ping tells a file that can't be written to.
+func TestPingNeedsAWritableFile(t *testing.T) {
+	s := openNew(t)
+	w := <-s.writer
+	if _, err := w.exec("PRAGMA query_only = 1"); err != nil {
+		t.Fatal(err)
+	}
+	s.writer <- w
+	if err := s.Ping(t.Context()); err == nil {
+		t.Error("Ping succeeded on a file that can't be written to")
+	}
+}
