@@ -14,13 +14,13 @@ import (
 
 func TestProcessStopsWithinItsGrace(t *testing.T) {
 	p := Start(t, Command{Path: "/bin/sh", Args: []string{"-c", "echo hello; exec sleep 60"}})
+	for p.Output() != "hello\n" {
+		time.Sleep(time.Millisecond)
+	}
 	p.Signal(syscall.SIGSTOP)
 	p.Stop() // a paused one too
 	if code := p.ExitCode(); code != -1 {
 		t.Errorf("exit code = %d, want -1", code)
-	}
-	if got := p.Output(); got != "hello\n" {
-		t.Errorf("output = %q", got)
 	}
 	p.Stop()
 }

@@ -1,0 +1,124 @@
+package testenv
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// RedisOptions say how a Redis is set up. The zero value keeps nothing on disk and
+// lets everybody in.
+type RedisOptions struct {
+	// Persist writes every change to an append-only file before it is acknowledged
+	// (appendfsync always), so that Kill and Restart lose nothing.
+	Persist bool
+	// Password is asked of the default user.
+	Password string
+	// ACL is one more user's rule, as in "app on >password ~app:* +@all".
+	ACL string
+	// Socket makes it listen on a unix socket as well.
+	Socket bool
+}
+
+// A Redis is a redis-server on a loopback port.
+type Redis struct {
+	t    testing.TB
+	cmd  Command
+	proc *Process
+	port int
+	dir  string
+}
+
+// StartRedis starts a redis-server and waits until it serves.
+func StartRedis(t testing.TB, opts RedisOptions) *Redis {
+	t.Helper()
+	path := RequireTool(t, "redis-server")
+	// A socket's path is bounded to about 100 bytes; a test's own folder is longer.
+	dir, err := os.MkdirTemp("", "redis-")
+	if err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	r := &Redis{t: t, port: FreePort(t), dir: dir}
+	conf := []string{
+		"bind 127.0.0.1", "port " + strconv.Itoa(r.port), "dir " + r.dir, `save ""`, "daemonize no",
+	}
+	if opts.Persist {
+		conf = append(conf, "appendonly yes", "appendfsync always")
+	}
+	if opts.Password != "" {
+		conf = append(conf, "requirepass "+opts.Password)
+	}
+	if opts.ACL != "" {
+		conf = append(conf, "user "+opts.ACL)
+	}
+	if opts.Socket {
+		conf = append(conf, "unixsocket "+r.socket())
+	}
+	file := filepath.Join(r.dir, "redis.conf")
+	if err := os.WriteFile(file, []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
+		t.Fatalf("testenv: %v", err)
+	}
+	r.cmd = Command{Path: path, Args: []string{file}, Ready: r.ready}
+	r.proc = Start(t, r.cmd)
+	return r
+}
+
+// ready returns nil once the data is loaded: until then PING is answered LOADING,
+// and after that PONG or, without the password, NOAUTH.
+func (r *Redis) ready(ctx context.Context) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", r.Addr())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	if _, err := conn.Write([]byte("PING\r\n")); err != nil {
+		return err
+	}
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	if err == nil && !strings.HasPrefix(answer, "+PONG") && !strings.HasPrefix(answer, "-NOAUTH") {
+		err = fmt.Errorf("PING: %q", answer)
+	}
+	return err
+}
+
+// Addr returns the address it listens on.
+func (r *Redis) Addr() string { return Loopback(r.port) }
+
+// URL returns a redis URL of its first database, without credentials.
+func (r *Redis) URL() string { return "redis://" + r.Addr() + "/0" }
+
+// SocketURL returns the URL of its unix socket.
+func (r *Redis) SocketURL() string { return "unix://" + r.socket() }
+
+func (r *Redis) socket() string { return filepath.Join(r.dir, "redis.sock") }
+
+// Stop ends it in good order.
+func (r *Redis) Stop() { r.proc.Stop() }
+
+// Kill ends it at once (SIGKILL).
+func (r *Redis) Kill() { r.proc.Kill() }
+
+// Restart starts it again after Stop or Kill: on the same port, with the data it
+// kept.
+func (r *Redis) Restart() {
+	r.t.Helper()
+	r.proc = Start(r.t, r.cmd)
+}
+
+// Pause stops it where it stands (SIGSTOP): connections stay open, and nothing is
+// answered.
+func (r *Redis) Pause() { r.proc.Signal(syscall.SIGSTOP) }
+
+// Resume ends a Pause.
+func (r *Redis) Resume() { r.proc.Signal(syscall.SIGCONT) }
