@@ -205,12 +205,14 @@ type Route struct {
 	// Host is a host name in lower case, without port. Default PublicURL's host.
 	// Another host must lie within Session.Cookie.Domain.
 	Host string `yaml:"host"`
-	// Path is matched as a prefix that ends at a segment's end, in canonical form:
-	// /shop matches /shop and /shop/cart, not /shops. Required.
+	// Path is matched as a prefix that ends at a segment's end: /shop, like /shop/,
+	// matches /shop and /shop/cart, not /shops. It is decoded and canonical, without
+	// %, ;, backslash, //, and dot segments. Required.
 	Path string `yaml:"path"`
 	// Exact matches Path alone. Default false.
 	Exact bool `yaml:"exact"`
-	// Methods limits the route to these methods. Default all.
+	// Methods limits the route to these methods. Default all. A route that names a
+	// request's method goes before one for all methods at the same place.
 	Methods []string `yaml:"methods"`
 	// Upstream is the scheme and host that requests go to. Default nil: the route
 	// answers forward-auth only.
@@ -237,7 +239,8 @@ type Route struct {
 // Endpoints says where coatcheck's own endpoints are.
 type Endpoints struct {
 	// Prefix is the path above sign-in, callback and the rest, on every host.
-	// Default /oauth2. No route may lie under it.
+	// Default /oauth2; up to 4 segments of letters, digits, - and _. No route may
+	// lie under it.
 	Prefix string `yaml:"prefix"`
 }
 

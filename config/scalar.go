@@ -81,8 +81,8 @@ func parseOrigin(text string) (any, error) {
 		return nil, err
 	}
 	authority := host
-	if strings.Contains(host, ":") {
-		authority = "[" + host + "]"
+	if addr, err := netip.ParseAddr(host); err == nil && addr.Is6() {
+		authority = "[" + addr.String() + "]" // the shortest form (RFC 5952)
 	}
 	port := u.Port()
 	if strings.HasSuffix(u.Host, ":") || port != "" && !validPort(port, 1) {

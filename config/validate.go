@@ -300,14 +300,17 @@ func (v *validator) allow(path string, a *Allow) {
 	}
 }
 
+// endpointPrefix is what stands in a URL as it is, in a redirect URI above all.
+var endpointPrefix = regexp.MustCompile(`^(/[A-Za-z0-9_-]{1,64}){1,4}$`)
+
 func (v *validator) endpoints() {
 	const path = "endpoints.prefix"
 	prefix := v.cfg.Endpoints.Prefix
 	switch wrong := checkPath(prefix); {
 	case wrong != "":
 		v.refuse(path, "%s", wrong)
-	case strings.HasSuffix(prefix, "/"):
-		v.refuse(path, "must be a path without a final slash, as in /oauth2")
+	case !endpointPrefix.MatchString(prefix):
+		v.refuse(path, "must be a path of letters, digits, - and _, without a final slash, as in /oauth2")
 	case under(prefix, "/ping"), under(prefix, "/ready"):
 		v.refuse(path, "must not lie under /ping or /ready, which are endpoints of their own")
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -140,26 +141,16 @@ func (v *validator) routePath(path, text string) {
 		return
 	}
 	for _, own := range []string{v.cfg.Endpoints.Prefix, "/ping", "/ready"} {
-		if !v.broken("endpoints.prefix") && own != "" && own != "/" && under(text, own) {
-			v.refuse(path, "lies under %s, where coatcheck's own endpoints are", ownPath(own))
+		// A prefix that is wrong itself has its own message.
+		if endpointPrefix.MatchString(own) && under(text, own) {
+			v.refuse(path, "lies under %s, where coatcheck's own endpoints are", own)
 		}
 	}
 }
 
-// ownPath returns an endpoint's path for a message; one that is no path has a
-// message of its own and is not repeated.
-func ownPath(path string) string {
-	if checkPath(path) != "" {
-		return "endpoints.prefix"
-	}
-	return path
-}
-
-var segments = regexp.MustCompile(`^/[A-Za-z0-9._~!$&'()*+,=:@/-]*$`)
-
 // checkPath returns what is wrong with a path of the configuration, or "". Paths
-// are written in the one form that requests are brought to, so they hold nothing
-// that could be read in two ways.
+// are written in the one form that requests are brought to: decoded, and without
+// anything that could be read in two ways.
 func checkPath(path string) string {
 	switch {
 	case !strings.HasPrefix(path, "/"):
@@ -167,11 +158,11 @@ func checkPath(path string) string {
 	case strings.ContainsAny(path, "?#"):
 		return "must be a path without query and fragment"
 	case strings.Contains(path, "%"):
-		return "must be written without percent-encoding"
+		return "must be written decoded, and hold no percent sign"
 	case strings.Contains(path, "//"):
 		return "must not hold an empty segment (//)"
-	case !segments.MatchString(path):
-		return "must be made of letters, digits and -._~!$&'()*+,=:@ between slashes"
+	case strings.ContainsAny(path, `;\`) || strings.ContainsFunc(path, unicode.IsControl):
+		return "must not hold a semicolon, a backslash or a control character"
 	}
 	for segment := range strings.SplitSeq(path, "/") {
 		if segment == "." || segment == ".." {
@@ -186,13 +177,22 @@ func under(path, other string) bool {
 	return path == other || strings.HasPrefix(path, other+"/")
 }
 
-// overlap reports whether there is a request that both routes match equally well.
+// overlap reports whether there is a request that both routes match equally well. A
+// route that names the request's method goes before one for all methods.
 func overlap(a, b Route) bool {
-	if a.Path == "" || a.Host != b.Host || a.Path != b.Path || a.Exact != b.Exact {
+	if a.Path == "" || a.Host != b.Host || a.Exact != b.Exact || a.place() != b.place() {
 		return false
 	}
-	return len(a.Methods) == 0 || len(b.Methods) == 0 ||
+	return len(a.Methods) == 0 && len(b.Methods) == 0 ||
 		slices.ContainsFunc(a.Methods, func(m string) bool { return slices.Contains(b.Methods, m) })
+}
+
+// place returns the path for comparison: as prefixes, /shop and /shop/ are one.
+func (r Route) place() string {
+	if r.Exact {
+		return r.Path
+	}
+	return strings.TrimSuffix(r.Path, "/")
 }
 
 var providerName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
