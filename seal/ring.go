@@ -86,8 +86,8 @@ func ParseRing(data []byte) (*Ring, error) {
 	}
 	r := &Ring{}
 	for i, kf := range f.Keys {
-		secret, err := base64.RawURLEncoding.Strict().DecodeString(kf.Key)
-		if err != nil || len(secret) != keySize {
+		secret, ok := decodeBase64(kf.Key)
+		if !ok || len(secret) != keySize {
 			return nil, fmt.Errorf("%s: keys[%d] is not %d bytes in unpadded base64url", op, i, keySize)
 		}
 		if bytes.Equal(secret, make([]byte, keySize)) {
@@ -164,6 +164,10 @@ func (r *Ring) KeyIDs() []string {
 	}
 	return ids
 }
+
+// Format implements fmt.Formatter: a ring shows the names of its keys, whatever the
+// verb.
+func (r *Ring) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key ring %v", r.KeyIDs()) }
 
 func (r *Ring) current() *key { return &r.keys[0] }
 

@@ -26,9 +26,10 @@ import (
 
 // Errors that callers decide on.
 var (
-	// ErrUnknownKey: the value names a key that is not in the ring. Another node may
-	// have it: nothing is known of the value but that this node can't open it.
-	ErrUnknownKey = errors.New("seal: sealed by a key that is not in this ring")
+	// ErrUnknownKey: the value names a key that is not in the ring, or a record says
+	// that it has a later format. Another node may have the key or know the format:
+	// nothing is known of the value but that this node can't open it.
+	ErrUnknownKey = errors.New("seal: sealed by a key that is not in this ring, or in a later format")
 	// ErrBroken: the value is not one of ours, was changed, or belongs to another
 	// place. The causes are not told apart.
 	ErrBroken = errors.New("seal: does not open")
@@ -126,7 +127,13 @@ func (r *Ring) SealRecord(place Place, secret, plaintext []byte) ([]byte, error)
 // OpenRecord opens what SealRecord made at the same place with the same secret. It
 // returns ErrUnknownKey or ErrBroken.
 func (r *Ring) OpenRecord(place Place, secret, sealed []byte) ([]byte, error) {
-	if len(sealed) < recordHead || sealed[0] != formatVersion {
+	if len(sealed) < recordHead {
+		return nil, ErrBroken
+	}
+	if sealed[0] > formatVersion { // a later coatcheck runs beside this one
+		return nil, ErrUnknownKey
+	}
+	if sealed[0] != formatVersion {
 		return nil, ErrBroken
 	}
 	wraps := int(sealed[1])
@@ -199,8 +206,8 @@ func ValueSize(n int) int { return base64.RawURLEncoding.EncodedLen(valueHead + 
 // OpenValue opens what SealValue made at the same place. It returns ErrUnknownKey or
 // ErrBroken.
 func (r *Ring) OpenValue(place Place, value string) ([]byte, error) {
-	sealed, err := base64.RawURLEncoding.Strict().DecodeString(value)
-	if err != nil || len(sealed) < valueHead+tagSize || sealed[0] != formatVersion {
+	sealed, ok := decodeBase64(value)
+	if !ok || len(sealed) < valueHead+tagSize || sealed[0] != formatVersion {
 		return nil, ErrBroken
 	}
 	id := kid(sealed[1 : 1+kidSize])
@@ -223,6 +230,13 @@ func (r *Ring) OpenValue(place Place, value string) ([]byte, error) {
 		return nil, ErrBroken
 	}
 	return plaintext, nil
+}
+
+// decodeBase64 decodes the canonical spelling of unpadded base64url alone: the decoder
+// refuses stray bits but skips line breaks, which the length shows.
+func decodeBase64(text string) ([]byte, bool) {
+	data, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	return data, err == nil && len(text) == base64.RawURLEncoding.EncodedLen(len(data))
 }
 
 // sealRandom appends nonce and ciphertext to out, under a random nonce.
