@@ -70,7 +70,9 @@ func (j *Jar) Name(purpose string) string { return j.prefix + j.base + "-" + pur
 func (j *Jar) Set(h http.Header, name, value string, maxAge time.Duration) {
 	line := name + "=" + value + j.attrs
 	if maxAge > 0 {
-		line += "; Max-Age=" + strconv.Itoa(int(min(maxAge, MaxAge)/time.Second))
+		// Rounded up, since Max-Age=0 would delete the cookie.
+		seconds := (min(maxAge, MaxAge) + time.Second - 1) / time.Second
+		line += "; Max-Age=" + strconv.Itoa(int(seconds))
 	}
 	h.Add("Set-Cookie", line)
 	h.Set("Cache-Control", "no-store")
@@ -199,14 +201,16 @@ func (j *Jar) stripLine(line string) string {
 }
 
 // StripSet removes every Set-Cookie from the response header h that would set one of
-// our cookies: an app can neither sign a person in nor out by a cookie of its own.
+// our cookies: an app can neither sign a person in nor out by a cookie of its own. A
+// cookie with an empty name counts by its value, since a browser sends "=a=b" back as
+// "a=b" (RFC 6265bis §5.8.3).
 func (j *Jar) StripSet(h http.Header) {
 	lines := h["Set-Cookie"]
 	var kept []string
 	for i, line := range lines {
-		name, _, _ := strings.Cut(line, "=")
-		name, _, _ = strings.Cut(name, ";")
-		if j.Ours(strings.Trim(name, " \t")) {
+		pair, _, _ := strings.Cut(line, ";")
+		name, _, _ := strings.Cut(strings.TrimLeft(pair, "= \t"), "=")
+		if j.Ours(strings.TrimRight(name, " \t")) {
 			if kept == nil {
 				kept = append(make([]string, 0, len(lines)), lines[:i]...)
 			}
