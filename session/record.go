@@ -45,8 +45,11 @@ type record struct {
 var (
 	encMode = must(cbor.CoreDetEncOptions().EncMode())
 	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
+		DupMapKey:   cbor.DupMapKeyEnforcedAPF,
+		IndefLength: cbor.IndefLengthForbidden,
+		// What a provider sends need not be UTF-8 (a form-encoded token answer, say), and
+		// a session that could be begun must also load.
+		UTF8:              cbor.UTF8DecodeInvalid,
 		TagsMd:            cbor.TagsForbidden,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 		MaxArrayElements:  1 << 16,
@@ -105,6 +108,10 @@ func decode(data []byte) (*coatcheck.Session, error) {
 		}
 		// cbor's error may quote what it read.
 		return nil, errors.New("session: decode record: malformed")
+	}
+	if r.State > uint8(coatcheck.Authenticated) {
+		// States are ordered: one we don't know would pass for more than any we know.
+		return nil, fmt.Errorf("session: decode record: unknown state %d", r.State)
 	}
 	return &coatcheck.Session{
 		Tenant:   r.Tenant,

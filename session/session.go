@@ -97,7 +97,10 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 	if live == nil {
 		return nil, ErrInvalid
 	}
-	return live, m.touch(ctx, live)
+	if err := m.touch(ctx, live); err != nil {
+		return nil, err
+	}
+	return live, nil
 }
 
 // candidates appends the different values of the session cookie to list. The order of
@@ -184,8 +187,8 @@ func (m *Manager) ttl(s *coatcheck.Session) time.Duration {
 // that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created
 // and s.Deadline are set here.
 //
-// With an error, which always has CodeUnknown, no cookie is set and no session exists
-// that anybody could use.
+// With an error no cookie is set and no session exists that anybody could use. It has
+// CodeUnknown where the store or the ring can't tell; any other is a defect of ours.
 func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session) (*Live, error) {
 	const op = "session.begin"
 	s.Tenant = m.Tenant
