@@ -25,7 +25,7 @@ func (id *Identity) VerifiedEmail() string {
 	return id.Email
 }
 
-// EmailDomain returns the domain of an e-mail address in lower case, or "" if the
+// EmailDomain returns the domain of an e-mail address as FoldEmail spells it, or "" if the
 // address has not exactly one @ with text on both sides, or holds white space or a
 // control character. "a@evil.example@corp.example" has no domain.
 func EmailDomain(address string) string {
@@ -38,5 +38,17 @@ func EmailDomain(address string) string {
 			return ""
 		}
 	}
-	return strings.ToLower(domain)
+	return FoldEmail(domain)
+}
+
+// FoldEmail returns an e-mail address, or a part of one, in the spelling that is
+// compared: with ASCII letters in lower case and everything else as it is. Unicode's
+// case folding makes one address of two, since the Kelvin sign folds to k.
+func FoldEmail(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
 }

@@ -5,7 +5,6 @@ package policy
 import (
 	"errors"
 	"slices"
-	"strings"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -13,22 +12,22 @@ import (
 // A Rule names the people who may pass: anybody who matches one of its entries. The
 // zero Rule names nobody in particular and lets everybody pass. It is immutable.
 type Rule struct {
-	emails  []string // lower case
-	domains []string // lower case, without @
+	emails  []string // folded
+	domains []string // folded, without @
 	groups  []string
 }
 
 // NewRule returns the rule that is matched by an e-mail address, an e-mail domain or
-// a group. Addresses and domains are compared without regard to case, groups to the
-// letter. A sub-domain is another domain.
+// a group. Addresses and domains are compared as coatcheck.FoldEmail spells them, groups
+// to the letter. A sub-domain is another domain.
 func NewRule(emails, domains, groups []string) Rule {
-	return Rule{emails: lower(emails), domains: lower(domains), groups: slices.Clone(groups)}
+	return Rule{emails: fold(emails), domains: fold(domains), groups: slices.Clone(groups)}
 }
 
-func lower(list []string) []string {
+func fold(list []string) []string {
 	out := make([]string, len(list))
 	for i, s := range list {
-		out[i] = strings.ToLower(s)
+		out[i] = coatcheck.FoldEmail(s)
 	}
 	return out
 }
@@ -66,7 +65,7 @@ func (r Rule) permits(id *coatcheck.Identity) error {
 		}
 		return errNotNamed
 	}
-	if slices.Contains(r.emails, strings.ToLower(email)) ||
+	if slices.Contains(r.emails, coatcheck.FoldEmail(email)) ||
 		slices.Contains(r.domains, coatcheck.EmailDomain(email)) {
 		return nil
 	}
