@@ -9,6 +9,10 @@ import (
 // However it is formatted, logged or marshalled as JSON or text, it shows as
 // [secret]. Only Reveal returns it, so that a search for Reveal finds every place
 // where a secret leaves its wrapping.
+//
+// Package fmt calls no method of an unexported field, nor for the verbs %p and %w,
+// which go vet refuses here: a struct that keeps a Secret in an unexported field is not
+// to be printed. A Secret is no key of a map that becomes JSON.
 type Secret string
 
 const redacted = "[secret]"
