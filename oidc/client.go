@@ -1,0 +1,75 @@
+package oidc
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// Bounds on every request to a provider.
+const (
+	requestTimeout = 10 * time.Second // from dialling to the last byte of the body
+	maxBody        = 1 << 20          // bytes of an answer
+)
+
+// newClient returns the client for one provider. It follows no redirect: a client
+// secret, a code or a token must not be carried to where an answer points.
+func newClient() *http.Client {
+	return &http.Client{
+		Timeout: requestTimeout,
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			TLSHandshakeTimeout:    5 * time.Second,
+			ResponseHeaderTimeout:  requestTimeout,
+			MaxResponseHeaderBytes: 64 << 10,
+			MaxIdleConnsPerHost:    8,
+			IdleConnTimeout:        90 * time.Second,
+			ForceAttemptHTTP2:      true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// fetch sends a request and returns the status and the whole body.
+func (p *RelyingParty) fetch(req *http.Request) (status int, body []byte, err error) {
+	req.Header.Set("Accept", "application/json")
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err != nil {
+		return 0, nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, err)
+	}
+	if len(body) > maxBody {
+		return 0, nil, fmt.Errorf("%s %s: the answer is over %d bytes", req.Method, req.URL, maxBody)
+	}
+	return resp.StatusCode, body, nil
+}
+
+// fetchOK is fetch where nothing but 200 will do.
+func (p *RelyingParty) fetchOK(req *http.Request) ([]byte, error) {
+	status, body, err := p.fetch(req)
+	if err != nil {
+		return nil, err
+	}
+	if status != http.StatusOK {
+		return nil, fmt.Errorf("%s %s: status %d", req.Method, req.URL, status)
+	}
+	return body, nil
+}
+
+// quote makes text of a stranger fit for a log line: cut, and nothing in it that a
+// terminal or a line-based reader would act on.
+func quote(s string) string {
+	const most = 200
+	if len(s) > most {
+		return strconv.Quote(s[:most]) + "…"
+	}
+	return strconv.Quote(s)
+}
