@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"reflect"
-	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml/ast"
@@ -77,7 +77,7 @@ func (d *decoder) value(path string, n ast.Node, v reflect.Value) {
 	case reflect.Int:
 		number, ok := whole(n)
 		if !ok {
-			d.fail(path, "must be a whole number")
+			d.fail(path, "must be a whole number in decimal digits")
 			return
 		}
 		v.SetInt(number)
@@ -106,12 +106,12 @@ func (d *decoder) mapping(path string, n ast.Node, v reflect.Value) {
 			continue
 		}
 		seen[name] = at
-		i := slices.Index(keys(v.Type()), name)
-		if i < 0 {
+		field, ok := fieldNamed(v, name)
+		if !ok {
 			d.add(at, inner, "unknown key%s", suggestion(name, keys(v.Type())))
 			continue
 		}
-		d.value(inner, pair.Value, fieldNamed(v, name))
+		d.value(inner, pair.Value, field)
 	}
 }
 
@@ -171,19 +171,15 @@ func text(n ast.Node) (string, bool) {
 	}
 }
 
+// whole returns a number written in decimal digits; YAML's other spellings, of which
+// 010 means two different numbers in its two versions, are refused.
 func whole(n ast.Node) (int64, bool) {
-	i, ok := n.(*ast.IntegerNode)
-	if !ok {
+	if _, ok := n.(*ast.IntegerNode); !ok {
 		return 0, false
 	}
-	switch value := i.Value.(type) {
-	case int64:
-		return value, true
-	case uint64:
-		return int64(value), value <= 1<<62
-	default:
-		return 0, false
-	}
+	written := n.GetToken().Value
+	i, err := strconv.ParseInt(written, 10, 64)
+	return i, err == nil && strconv.FormatInt(i, 10) == written
 }
 
 // A field is a struct's field under its name in the file.
@@ -212,13 +208,13 @@ func keys(t reflect.Type) []string {
 	return names
 }
 
-func fieldNamed(v reflect.Value, name string) reflect.Value {
+func fieldNamed(v reflect.Value, name string) (reflect.Value, bool) {
 	for f := range fields(v.Type()) {
 		if f.name == name {
-			return v.FieldByIndex(f.Index)
+			return v.FieldByIndex(f.Index), true
 		}
 	}
-	return reflect.Value{}
+	return reflect.Value{}, false
 }
 
 // structOf returns the struct that t is, or is a list of, or nil if it is none that

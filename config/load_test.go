@@ -335,6 +335,35 @@ func TestReadableSecretIsNoted(t *testing.T) {
 	}
 }
 
+func TestLoadSaysAllAtOnce(t *testing.T) {
+	_, err := Load("testdata/unknown.bad.yaml")
+	if problems, ok := err.(Errors); !ok || len(problems) < 5 || problems[0].File != "testdata/unknown.bad.yaml" {
+		t.Errorf("Load = %v", err)
+	}
+	_, err = Load("testdata/syntax.bad.yaml")
+	if problems, ok := err.(Errors); !ok || len(problems) != 1 || problems[0].Line != 4 {
+		t.Errorf("Load = %v", err)
+	}
+}
+
+func TestPublicClient(t *testing.T) {
+	text := "public_url: https://a.example.com\nproviders: [{name: corp, issuer: 'https://idp.example.com', client_id: web}]\nroutes: [{path: /}]\n"
+	cfg, err := Load(write(t, t.TempDir(), "coatcheck.yaml", text, 0o600))
+	if err != nil || cfg.Providers[0].ClientSecret.Reveal() != "" {
+		t.Errorf("Load = %v; want a provider without secret", err)
+	}
+}
+
+func TestLevels(t *testing.T) {
+	for text, want := range map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,
+	} {
+		if got, err := parseLevel(text); err != nil || got != want {
+			t.Errorf("parseLevel(%q) = %v, %v", text, got, err)
+		}
+	}
+}
+
 func TestLoadFailures(t *testing.T) {
 	dir := t.TempDir()
 	large := write(t, dir, "large.yaml", strings.Repeat("#\n", maxFile), 0o644)

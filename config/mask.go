@@ -44,7 +44,7 @@ var (
 	// assigned finds a word with the colon or equals sign behind it.
 	assigned = regexp.MustCompile(`([\pL\pN_.\-]+)["']?[ ]*([:=])`)
 	// leading finds the first word of a line.
-	leading = regexp.MustCompile(`^[ ]*(?:\?[ ]+)?["']?([\pL\pN_.\-]+)`)
+	leading = regexp.MustCompile(`^[ ]*(?:\?[ ]+)?["']?([\pL\pN_.\-]+)["']?(?:[ ]+|$)`)
 	// beginning finds a key, or a closing bracket, that a line begins with.
 	beginning = regexp.MustCompile(`^[ ]*(?:-[ ]+)*(["']?[\pL\pN_.\-]+["']?[ ]*:(?:[ ]|$)|[\]}])`)
 	telling   = regexp.MustCompile(`(?i)secret|passw|passphrase|pwd|token|credential|key|bearer`)

@@ -48,6 +48,9 @@ func TestMask(t *testing.T) {
 		{"two URLs", "[http://a:s3@b, http://c:s3@d]", "[http://[hidden]@b, http://[hidden]@d]"},
 		{"URL and key", "{url: redis://a:s3@b, password: s3}", "{url: redis://[hidden]@b, password: [hidden]"},
 		{"key in a URL", "url: redis://token:s3@host", "url: redis://[hidden]@host"},
+		{"URL under a key", "token: redis://a:s3@b", "token: [hidden]"},
+		{"key in a password", "url: redis://a:token=s3@b", "url: redis://[hidden]"},
+		{"path", "secrets/client", "secrets/client"},
 		{"telling host", "issuer: https://keycloak.example.com:8443/realms/a", "issuer: https://keycloak.example.com:8443/realms/a"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -91,7 +91,7 @@ func lookup(t *testing.T, cfg *Config, path string) reflect.Value {
 	v := reflect.ValueOf(cfg).Elem()
 	for _, step := range strings.Split(path, ".") {
 		name, at, _ := strings.Cut(step, "[")
-		v = fieldNamed(v, name)
+		v, _ = fieldNamed(v, name)
 		if at != "" {
 			var i int
 			if _, err := fmt.Sscanf(at, "%d]", &i); err != nil {

@@ -146,12 +146,7 @@ func syntaxMessage(message string) string {
 	return message
 }
 
-func placeOf(t *token.Token) place {
-	if t == nil || t.Position == nil {
-		return place{1, 1}
-	}
-	return place{t.Position.Line, t.Position.Column}
-}
+func placeOf(t *token.Token) place { return place{t.Position.Line, t.Position.Column} }
 
 // start returns where a node begins; the reader's own position of a block mapping
 // is that of its first colon.
