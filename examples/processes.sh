@@ -58,7 +58,9 @@ await() {
 # build: $coatcheck is the program, made from this repository unless COATCHECK names one.
 build() {
 	coatcheck=${COATCHECK:-$state/coatcheck}
-	if [ -z "${COATCHECK:-}" ]; then
+	if [ -n "${COATCHECK:-}" ]; then
+		[ -x "$coatcheck" ] || die "COATCHECK=$coatcheck is no program"
+	else
 		need go golang
 		echo "building coatcheck ..."
 		go build -o "$coatcheck" ../../cmd/coatcheck || die "the build failed"
@@ -89,9 +91,13 @@ trap stop_all EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# watch stays until Ctrl-C and says when one of the programs has ended.
+# watch says what runs, stays until Ctrl-C and says when one of the programs has ended.
 watch() {
 	local i
+	for i in "${!pids[@]}"; do
+		printf '  %-9s pid %-7s log %s\n' "${names[$i]}" "${pids[$i]}" "$state/${names[$i]}.log"
+	done
+	printf '\nCtrl-C stops everything.\n'
 	while :; do
 		for i in "${!pids[@]}"; do
 			if ! kill -0 "${pids[$i]}" 2>/dev/null; then

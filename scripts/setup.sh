@@ -53,11 +53,15 @@ apt() (
 		printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
 		as_root chmod 755 "$policy"
 	fi
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" || return
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return
 	for package in "$@"; do
 		case $package in
 		redis-server | haproxy | nginx)
-			if has systemctl; then as_root systemctl disable --now "$package" || true; fi
+			if has systemctl; then
+				as_root systemctl disable --now "$package" || true
+			else
+				as_root update-rc.d "$package" disable || true
+			fi
 			;;
 		esac
 	done
@@ -80,7 +84,7 @@ install_programs() {
 		*) read -ra names <<<"$(package_of "$program")"; packages+=("${names[@]}") ;;
 		esac
 	done
-	as_root apt-get update -q || say "apt-get update failed; going on with the package lists at hand"
+	as_root apt-get update -qq || say "apt-get update failed; going on with the package lists at hand"
 	local candidate
 	candidate=$(apt-cache policy nodejs | sed -n 's/^ *Candidate: *//p')
 	if ! has_node && dpkg --compare-versions "${candidate:-0}" ge 20.12; then

@@ -118,8 +118,4 @@ the node that you come back to can't open what the other one sealed:
 EOF
 	;;
 esac
-for i in "${!pids[@]}"; do
-	printf '  %-9s pid %-7s log %s\n' "${names[$i]}" "${pids[$i]}" "$state/${names[$i]}.log"
-done
-printf '\nCtrl-C stops everything.\n'
 watch

@@ -55,8 +55,4 @@ cat <<EOF
 Sign in as alice, bob or carol; the password is the name.
 
 EOF
-for i in "${!pids[@]}"; do
-	printf '  %-9s pid %-7s log %s\n' "${names[$i]}" "${pids[$i]}" "$state/${names[$i]}.log"
-done
-printf '\nCtrl-C stops everything.\n'
 watch
