@@ -47,6 +47,7 @@ var (
 	leading = regexp.MustCompile(`^[ ]*(?:\?[ ]+)?["']?([\pL\pN_.\-]+)["']?(?:[ ]+|$)`)
 	// beginning finds a key, or a closing bracket, that a line begins with.
 	beginning = regexp.MustCompile(`^[ ]*(?:-[ ]+)*(["']?[\pL\pN_.\-]+["']?[ ]*:(?:[ ]|$)|[\]}])`)
+	port      = regexp.MustCompile(`^[0-9]{1,5}(?:[^\pL\pN]|$)`)
 	telling   = regexp.MustCompile(`(?i)secret|passw|passphrase|pwd|token|credential|key|bearer`)
 )
 
@@ -90,8 +91,8 @@ func (m mask) hide(lines []string) [][]span {
 func (m mask) secretValue(line string) (key, value int) {
 	for _, at := range assigned.FindAllStringSubmatchIndex(line, -1) {
 		name, after := line[at[2]:at[3]], at[1]
-		if strings.HasSuffix(line[:at[2]], "//") {
-			continue // a host and its port, as in https://keycloak:8443
+		if strings.HasSuffix(line[:at[2]], "://") && port.MatchString(line[after:]) {
+			continue // a host, as in https://keycloak:8443
 		}
 		// Where YAML takes a colon for the end of a key: before white space, at the
 		// line's end, and after a quoted key.

@@ -47,10 +47,13 @@ func TestMask(t *testing.T) {
 		{"URL in a list", "{url: redis://host, emails: [a@b.c]}", "{url: redis://host, emails: [a@b.c]}"},
 		{"two URLs", "[http://a:s3@b, http://c:s3@d]", "[http://[hidden]@b, http://[hidden]@d]"},
 		{"URL and key", "{url: redis://a:s3@b, password: s3}", "{url: redis://[hidden]@b, password: [hidden]"},
-		{"key in a URL", "url: redis://token:s3@host", "url: redis://[hidden]@host"},
+		{"key in a URL", "url: redis://token:s3@host", "url: redis://[hidden]"},
 		{"URL under a key", "token: redis://a:s3@b", "token: [hidden]"},
 		{"key in a password", "url: redis://a:token=s3@b", "url: redis://[hidden]"},
 		{"path", "secrets/client", "secrets/client"},
+		{"slashes before a key", "//client_secret: s3", "//client_secret: [hidden]"},
+		{"no host", "x://client_secret: s3", "x://client_secret: [hidden]"},
+		{"no port", "x://client_secret:5s3", "x://client_secret:[hidden]"},
 		{"telling host", "issuer: https://keycloak.example.com:8443/realms/a", "issuer: https://keycloak.example.com:8443/realms/a"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
