@@ -21,8 +21,8 @@ type RedisOptions struct {
 	Persist bool
 	// Password is asked of the default user.
 	Password string
-	// ACL is one more user's rule, as in "app on >password ~app:* +@all".
-	ACL string
+	// Config holds more lines of redis.conf.
+	Config []string
 	// Socket makes it listen on a unix socket as well.
 	Socket bool
 }
@@ -56,12 +56,10 @@ func StartRedis(t testing.TB, opts RedisOptions) *Redis {
 	if opts.Password != "" {
 		conf = append(conf, "requirepass "+opts.Password)
 	}
-	if opts.ACL != "" {
-		conf = append(conf, "user "+opts.ACL)
-	}
 	if opts.Socket {
 		conf = append(conf, "unixsocket "+r.socket())
 	}
+	conf = append(conf, opts.Config...)
 	file := filepath.Join(r.dir, "redis.conf")
 	if err := os.WriteFile(file, []byte(strings.Join(conf, "\n")+"\n"), 0o600); err != nil {
 		t.Fatalf("testenv: %v", err)

@@ -3,7 +3,6 @@ package redis
 import (
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
 	"net/url"
 	"strconv"
@@ -33,11 +32,12 @@ type Options struct {
 	// database.
 	KeyPrefix string
 	// Timeout bounds every call, connecting included, on top of the caller's own
-	// deadline. Zero means DefaultTimeout.
+	// deadline. Zero means DefaultTimeout. Over a thousand calls at once that all
+	// hang may take twice as long.
 	Timeout time.Duration
 }
 
-// client turns the options into rueidis's, connections aside.
+// client turns what says where the server is into rueidis's words.
 func (o Options) client() (rueidis.ClientOption, error) {
 	c, err := parseURL(o.URL)
 	if err != nil {
@@ -59,7 +59,7 @@ func parseURL(text string) (rueidis.ClientOption, error) {
 		return c, errors.New("the url can't be parsed")
 	}
 	if _, set := u.User.Password(); set {
-		return c, errors.New("the url contains a password; give it as password_file")
+		return c, errors.New("the url contains a password; it has an option of its own")
 	}
 	c.Username = u.User.Username()
 
@@ -94,7 +94,7 @@ func parseURL(text string) (rueidis.ClientOption, error) {
 	}
 	if db != "" {
 		if c.SelectDB, err = strconv.Atoi(db); err != nil || c.SelectDB < 0 {
-			return c, fmt.Errorf("the url's database is not a number")
+			return c, errors.New("the url's database is not a number")
 		}
 	}
 	return c, nil

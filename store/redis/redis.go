@@ -52,9 +52,10 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 
 	c.ForceSingleClient = true // so that NewClient returns a client without a server, too
 	c.Dialer.Timeout = timeout
-	// A connection that answered nothing for a second is asked for a PONG, and given
-	// up after the timeout; those who wait on it have left by then.
-	c.Dialer.KeepAlive = time.Second
+	// A connection that answers nothing is asked for a PONG, and given up after the
+	// timeout. That also frees those who found its queue full of commands whose
+	// callers have left: they wait twice the timeout at most.
+	c.Dialer.KeepAlive = timeout / 2
 	c.ConnWriteTimeout = timeout
 
 	// One connection carries everybody's commands, so that those of many requests
@@ -62,8 +63,8 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	// the connection's, and end it.
 	c.AlwaysPipelining = true
 	c.PipelineMultiplex = -1
-	c.ReadBufferEachConn = 64 << 10
-	c.WriteBufferEachConn = 64 << 10
+	c.ReadBufferEachConn = 32 << 10
+	c.WriteBufferEachConn = 32 << 10
 
 	// A read is sent a second time if the connection ended under it. A write never
 	// is: whether it was done is unknown, and a second Create would find the first.

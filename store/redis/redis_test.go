@@ -1,7 +1,13 @@
 package redis
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,7 +39,7 @@ func TestConformance(t *testing.T) {
 			prefix := fmt.Sprintf("test%d:", opened.Add(1))
 			stores := make([]store.Store, nodes)
 			for i := range stores {
-				stores[i] = open(t, Options{URL: server.URL(), KeyPrefix: prefix, Timeout: time.Second})
+				stores[i] = open(t, Options{URL: server.URL(), KeyPrefix: prefix, Timeout: 300 * time.Millisecond})
 			}
 			return stores
 		},
@@ -48,4 +54,207 @@ func TestConformance(t *testing.T) {
 func BenchmarkGet(b *testing.B) {
 	server := testenv.StartRedis(b, testenv.RedisOptions{})
 	storetest.BenchmarkGet(b, open(b, Options{URL: server.URL(), KeyPrefix: "bench:"}))
+}
+
+// "A node starts with its store down", and gets ready by itself.
+func TestServerDownAtOpen(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	server.Stop()
+	s := open(t, Options{URL: server.URL()})
+	if err := s.Ping(t.Context()); err == nil {
+		t.Error("Ping succeeded without a server")
+	}
+	if _, err := s.Get(t.Context(), "k"); err == nil || errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Get without a server: %v", err)
+	}
+	server.Restart()
+	if err := s.Ping(t.Context()); err != nil {
+		t.Errorf("Ping after the server came: %v", err)
+	}
+}
+
+// Ping tells a server that answers and takes no writes, and a Create that such a
+// server refuses has no outcome that a caller could take for one (A-Z14).
+func TestServerRefusesWrites(t *testing.T) {
+	for _, config := range []string{"min-replicas-to-write 1", "maxmemory 1"} {
+		server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{config}})
+		s := open(t, Options{URL: server.URL()})
+		if err := s.Ping(t.Context()); err == nil {
+			t.Errorf("%s: Ping succeeded", config)
+		}
+		if err := s.Create(t.Context(), "k", nil, time.Hour); err == nil || errors.Is(err, store.ErrExists) {
+			t.Errorf("%s: Create: %v", config, err)
+		}
+		if _, err := s.Get(t.Context(), "k"); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("%s: Get: %v", config, err)
+		}
+	}
+}
+
+// A server repeats the arguments of a command it does not know.
+func TestErrorsNameNoData(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{`rename-command EVALSHA ""`, `rename-command SET ""`}})
+	s := open(t, Options{URL: server.URL()})
+	for op, err := range map[string]error{
+		"create":  s.Create(t.Context(), "the-key", []byte("the-value"), time.Hour),
+		"replace": s.Replace(t.Context(), "the-key", 1, []byte("the-value"), time.Hour),
+		"touch":   s.Touch(t.Context(), "the-key", time.Hour),
+	} {
+		if err == nil || !strings.HasPrefix(err.Error(), "store/redis: "+op+": unknown command") || strings.Contains(err.Error(), "the-") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+}
+
+// What others wrote under our keys is neither a record nor the lack of one.
+func TestForeignValues(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL(), KeyPrefix: "p:"})
+	b := s.client.B()
+	for _, cmd := range []struct {
+		key     string
+		foreign error
+	}{
+		{"short", s.client.Do(t.Context(), b.Set().Key("p:short").Value("v").PxMilliseconds(1e9).Build()).Error()},
+		{"for ever", s.client.Do(t.Context(), b.Set().Key("p:for ever").Value("long enough").Build()).Error()},
+		{"list", s.client.Do(t.Context(), b.Rpush().Key("p:list").Element("v").Build()).Error()},
+	} {
+		if cmd.foreign != nil {
+			t.Fatal(cmd.foreign)
+		}
+		if _, err := s.Get(t.Context(), cmd.key); err == nil || errors.Is(err, store.ErrNotFound) {
+			t.Errorf("Get of a foreign value (%s): %v", cmd.key, err)
+		}
+	}
+}
+
+// Invariant 5: whatever is done, each key of ours carries its end.
+func TestEveryKeyExpires(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s, ctx := open(t, Options{URL: server.URL(), KeyPrefix: "p:"}), t.Context()
+	for _, key := range []string{"created", "touched", "replaced"} {
+		if err := s.Create(ctx, key, []byte("v"), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := s.Get(ctx, "replaced")
+	if err = errors.Join(err, s.Replace(ctx, "replaced", r.Revision, nil, time.Hour), s.Touch(ctx, "touched", 2*time.Hour), s.Ping(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := s.client.Do(ctx, s.client.B().Keys().Pattern("*").Build()).AsStrSlice()
+	if err != nil || len(keys) < 3 {
+		t.Fatal(keys, err)
+	}
+	for _, key := range keys {
+		if ttl, err := s.client.Do(ctx, s.client.B().Pttl().Key(key).Build()).AsInt64(); ttl == pttlForEver || err != nil {
+			t.Errorf("%q has no end; %v", key, err)
+		}
+	}
+}
+
+// More calls than the connection's queue holds come back from a server that hangs,
+// and the store recovers.
+func TestManyCallsOnAHungServer(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL(), Timeout: 200 * time.Millisecond})
+	server.Pause()
+	var wg sync.WaitGroup
+	for range 3000 {
+		wg.Go(func() {
+			if _, err := s.Get(context.Background(), "k"); err == nil || errors.Is(err, store.ErrNotFound) {
+				t.Errorf("Get on a hung server: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	server.Resume()
+	for s.Ping(t.Context()) != nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if _, err := s.Get(t.Context(), "k"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("Get afterwards: %v", err)
+	}
+}
+
+// A cutter stands between a client and a server. Armed, it ends the connection
+// instead of passing on the server's next answer.
+type cutter struct {
+	net.Listener
+	armed atomic.Bool
+}
+
+func startCutter(t *testing.T, server string) *cutter {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{Listener: l}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			front, err := l.Accept()
+			if err != nil {
+				return
+			}
+			back, err := net.Dial("tcp", server)
+			if err != nil {
+				front.Close()
+				continue
+			}
+			wg.Go(func() { defer back.Close(); _, _ = io.Copy(back, front) })
+			wg.Go(func() { defer front.Close(); c.pass(front, back) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	return c
+}
+
+func (c *cutter) pass(front io.Writer, back io.Reader) {
+	answer := make([]byte, 4096)
+	for {
+		n, err := back.Read(answer)
+		if err != nil || c.armed.CompareAndSwap(true, false) {
+			return
+		}
+		if _, err := front.Write(answer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// When the connection ends under a call, a read is sent again and a write is not: a
+// Create would find its own record and say that it exists.
+func TestConnectionEndsUnderACall(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	c := startCutter(t, server.Addr())
+	s, ctx := open(t, Options{URL: "redis://" + c.Addr().String(), Timeout: 20 * time.Second}), t.Context()
+
+	// The scripts are known to the server, and the connection stands, when it is cut.
+	if err := s.Replace(ctx, "absent", 1, nil, time.Hour); !errors.Is(err, store.ErrNotFound) {
+		t.Fatal(err)
+	}
+	cutNextAnswer := func() {
+		t.Helper()
+		if err := s.Ping(ctx); err != nil {
+			t.Fatal(err)
+		}
+		c.armed.Store(true)
+	}
+
+	cutNextAnswer()
+	if err := s.Create(ctx, "k", []byte("v"), time.Hour); err == nil || errors.Is(err, store.ErrExists) {
+		t.Errorf("Create: %v, want an error that leaves the outcome open", err)
+	}
+	cutNextAnswer()
+	r, err := s.Get(ctx, "k")
+	if err != nil || string(r.Value) != "v" || c.armed.Load() {
+		t.Fatalf("Get: %q, %v", r.Value, err)
+	}
+	cutNextAnswer()
+	if err := s.Replace(ctx, "k", r.Revision, []byte("w"), time.Hour); err == nil || errors.Is(err, store.ErrConflict) {
+		t.Errorf("Replace: %v, want an error that leaves the outcome open", err)
+	}
+	if r, err := s.Get(ctx, "k"); err != nil || string(r.Value) != "w" {
+		t.Errorf("Get after a Replace whose answer was lost: %q, %v", r.Value, err)
+	}
 }

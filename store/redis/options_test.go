@@ -1,0 +1,121 @@
+package redis
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+const password = "of-the-test"
+
+func TestPlaces(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{
+		Password: password,
+		Socket:   true,
+		Config:   []string{"user app on >app-" + password + " ~app:* +@read +@write +@scripting +@connection"},
+	})
+	app := strings.Replace(server.URL(), "redis://", "redis://app@", 1)
+	for _, tc := range []struct {
+		name  string
+		opts  Options
+		place string // Options of one place see the same records
+		fails string // what Ping says
+	}{
+		{"default user", Options{URL: server.URL(), Password: password}, "db 0", ""},
+		{"default user by name", Options{URL: server.URL(), Username: "default", Password: password}, "db 0", ""},
+		{"unix socket", Options{URL: server.SocketURL(), Password: password}, "db 0", ""},
+		{"another database", Options{URL: strings.TrimSuffix(server.URL(), "0") + "3", Password: password}, "db 3", ""},
+		{"its unix socket", Options{URL: server.SocketURL() + "?db=3", Password: password}, "db 3", ""},
+		{"a prefix, and a user who may see no other", Options{URL: app, Password: "app-" + password, KeyPrefix: "app:"}, "app", ""},
+		{"that user by option", Options{URL: server.URL(), Username: "app", Password: "app-" + password, KeyPrefix: "app:"}, "app", ""},
+		{"that user elsewhere", Options{URL: app, Password: "app-" + password, KeyPrefix: "other:"}, "", "NOPERM"},
+		{"no password", Options{URL: server.URL()}, "", "NOAUTH"},
+		{"wrong password", Options{URL: server.URL(), Password: "wrong-" + password}, "", "WRONGPASS"},
+		{"user of the url, overridden", Options{URL: app, Username: "nobody", Password: "app-" + password}, "", "WRONGPASS"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := open(t, tc.opts)
+			err := s.Ping(t.Context())
+			if tc.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.fails) || strings.Contains(err.Error(), password) {
+					t.Errorf("Ping: %v, want %s", err, tc.fails)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The first in a place leaves a record there, which the others find.
+			if err := s.Create(t.Context(), "k", []byte(tc.place), time.Hour); err != nil && !errors.Is(err, store.ErrExists) {
+				t.Fatal(err)
+			}
+			if r, err := s.Get(t.Context(), "k"); err != nil || string(r.Value) != tc.place {
+				t.Errorf("Get: %q, %v; want %q", r.Value, err, tc.place)
+			}
+		})
+	}
+}
+
+func TestURLs(t *testing.T) {
+	for _, tc := range []struct{ url, want string }{
+		{"redis://redis.example", "[redis.example:6379] 0 plain"},
+		{"redis://redis.example:7000/", "[redis.example:7000] 0 plain"},
+		{"redis://app@[::1]:7000/2", "[[::1]:7000] 2 plain app"},
+		{"rediss://redis.example/1", "[redis.example:6379] 1 tls for redis.example"},
+		{"unix:///run/redis.sock", "[/run/redis.sock] 0 plain"},
+		{"unix://app@/run/redis.sock?db=4", "[/run/redis.sock] 4 plain app"},
+
+		{"", "error: the url's scheme is none of redis, rediss, unix"},
+		{"localhost:6379", "error: the url's scheme is none of redis, rediss, unix"},
+		{"http://localhost", "error: the url's scheme is none of redis, rediss, unix"},
+		{"redis://", "error: the url names no host"},
+		{"redis://:of-the-test@localhost", "error: the url contains a password; it has an option of its own"},
+		{"redis://app:@localhost", "error: the url contains a password; it has an option of its own"},
+		{"redis://of-the-test:x", "error: the url can't be parsed"},
+		{"redis://localhost/of-the-test", "error: the url's database is not a number"},
+		{"redis://localhost/-1", "error: the url's database is not a number"},
+		{"redis://localhost/1/2", "error: the url's database is not a number"},
+		{"rediss://localhost?skip_verify=1", "error: the url has a query or a fragment that means nothing here"},
+		{"redis://localhost/1?db=2", "error: the url has a query or a fragment that means nothing here"},
+		{"redis://localhost/1#of-the-test", "error: the url has a query or a fragment that means nothing here"},
+		{"unix://run/redis.sock", "error: the url of a unix socket has three slashes: unix:///path/to/redis.sock"},
+		{"unix://", "error: the url of a unix socket has three slashes: unix:///path/to/redis.sock"},
+	} {
+		c, err := Options{URL: tc.url}.client()
+		got := fmt.Sprint("error: ", err)
+		if err == nil {
+			got = fmt.Sprint(c.InitAddress, c.SelectDB)
+			if c.TLSConfig == nil {
+				got += " plain"
+			} else {
+				got += " tls for " + c.TLSConfig.ServerName
+			}
+			got = strings.TrimSpace(got + " " + c.Username)
+		}
+		if got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.url, got, tc.want)
+		}
+		if _, openErr := Open(t.Context(), Options{URL: tc.url}); err != nil && (openErr == nil || !strings.HasPrefix(openErr.Error(), "store/redis: open: ")) {
+			t.Errorf("Open of %s: %v", tc.url, openErr)
+		}
+	}
+}
+
+func TestTLSVerifiesTheServer(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil)
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS() // with a certificate that nobody signed
+	defer server.Close()
+	s := open(t, Options{URL: "rediss://" + server.Listener.Addr().String()})
+	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("Ping of a server that proves nothing: %v", err)
+	}
+}
