@@ -1,0 +1,377 @@
+// Package upstream forwards judged requests to the apps behind us.
+//
+// It stands on httputil.ReverseProxy and adds what that leaves open: header fields
+// that say who the user is come from us alone, the bytes of the request target leave
+// as they were judged, our cookies stay here, a tunnel opens only for a WebSocket
+// handshake that both sides completed, and what is open for long can be ended politely.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/cookie"
+)
+
+// Options describe one app.
+type Options struct {
+	URL         *url.URL // http or https, host, and perhaps a path that goes before every request's
+	StripPrefix string   // decoded path prefix to remove, on a segment boundary; "" for none
+	// PreserveHost sends the request's own Host instead of the URL's.
+	PreserveHost bool
+	// ForwardAuthorization lets the client's Authorization field through.
+	ForwardAuthorization bool
+	// Origins may open WebSockets besides the site itself, as browsers write them:
+	// "https://other.example.com".
+	Origins   []string
+	Headers   IdentityHeaders
+	Jar       *cookie.Jar       // whose cookies never pass, either way
+	Transport http.RoundTripper // shared between upstreams of the same timeout; see NewTransport
+	Streams   *Streams          // shared; where open WebSockets and event streams are kept
+}
+
+// NewTransport returns a transport for plain HTTP/1.1 between a proxy and few busy
+// hosts. The timeout bounds the wait for an answer's header once the request is
+// written; zero is no bound. Proxies named by the environment are not used.
+func NewTransport(responseHeaderTimeout time.Duration) *http.Transport {
+	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		DialContext:            dialer.DialContext,
+		TLSHandshakeTimeout:    5 * time.Second,
+		ResponseHeaderTimeout:  responseHeaderTimeout,
+		ExpectContinueTimeout:  time.Second,
+		MaxIdleConns:           4096,
+		MaxIdleConnsPerHost:    512,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 256 << 10,
+		DisableCompression:     true, // bodies pass as they are
+	}
+}
+
+// An Upstream forwards requests to one app. It is safe for concurrent use.
+type Upstream struct {
+	scheme, host string
+	base         string // escaped path of the URL, without the last slash
+	strip        string // without the last slash
+	options      Options
+	identity     IdentityHeaders // canonical names
+	guard        names           // fields of ours
+	broken       atomic.Int64
+}
+
+// New returns the upstream that o describes.
+func New(o Options) *Upstream {
+	return &Upstream{
+		scheme:   o.URL.Scheme,
+		host:     o.URL.Host,
+		base:     strings.TrimSuffix(o.URL.EscapedPath(), "/"),
+		strip:    strings.TrimSuffix(o.StripPrefix, "/"),
+		options:  o,
+		identity: o.Headers.canonical(),
+		guard:    guard(o.Headers),
+	}
+}
+
+// Broken returns how many answers the app broke off in mid-body so far.
+func (u *Upstream) Broken() int64 { return u.broken.Load() }
+
+// A Call is what the request line knows of a request by the time it is forwarded.
+type Call struct {
+	// RawPath, RawQuery and ForceQuery are the target as it was judged. Its bytes go
+	// out as they are, but for StripPrefix and the path of the upstream's URL.
+	RawPath, RawQuery string
+	ForceQuery        bool
+
+	Identity  *coatcheck.Identity // nil: nobody is signed in
+	State     coatcheck.State
+	ClientIP  string // of the browser
+	Scheme    string // of the site, as the browser sees it
+	Host      string // canonical host of the request
+	RequestID string
+	// MethodGuarded says that the route names methods. Fields that ask an app to take
+	// the request for one of another method are removed then.
+	MethodGuarded bool
+	// StreamKey is an opaque name under which a WebSocket or event stream is kept, the
+	// session's Ref.
+	StreamKey string
+}
+
+// Forward sends r to the app and its answer to w. A nil error means that an answer was
+// written. An error is a *coatcheck.Error, and nothing was written to w, its header
+// included:
+//
+//   - CodeForbiddenOrigin, CodeUpgradeRequired: a WebSocket handshake that is refused;
+//     the app was not asked. An answer to the second names the version, 13.
+//   - CodeMalformed: a broken handshake, or a request body that can't be read.
+//   - CodeUpstreamFailed, CodeUpstreamTimeout: the app can't be reached, talks nonsense,
+//     or does not answer in time.
+//   - CodeUnknown: the client went away.
+//
+// Where the app breaks off in mid-body, Forward panics with http.ErrAbortHandler, so
+// that the client sees a connection break off too and not a complete answer.
+//
+// Fields already set on w's header win over the app's of the same name; Set-Cookie
+// and Vary are added up.
+func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) error {
+	ex := &exchange{ResponseWriter: w, up: u, in: r, call: c}
+	if err := ex.handshake(); err != nil {
+		return err
+	}
+	defer ex.end()
+	if r.ContentLength != 0 {
+		// Otherwise net/http reads what is left of the body itself when the answer
+		// begins, and an app that answers while it reads loses bytes. Other protocols
+		// than HTTP/1 have nothing to enable.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	proxy := httputil.ReverseProxy{
+		Rewrite:        ex.rewrite,
+		ModifyResponse: ex.modify,
+		ErrorHandler:   ex.fail,
+		Transport:      u.options.Transport,
+		BufferPool:     buffers{},
+		ErrorLog:       silence,
+	}
+	proxy.ServeHTTP(ex, r)
+	return ex.err
+}
+
+// An exchange is one request and its answer. It is the ResponseWriter that the reverse
+// proxy writes to.
+type exchange struct {
+	http.ResponseWriter
+	up   *Upstream
+	in   *http.Request
+	call *Call
+
+	websocket string        // Sec-WebSocket-Accept to be expected; "" if no tunnel is asked for
+	upload    atomic.Value  // error of reading the request's body
+	answered  bool          // the final answer is being written
+	early     http.Header   // header of informational answers, which go nowhere
+	body      answerBody    // the answer's body
+	tunnel    *tunnel       // after a 101
+	stream    stream        // what is kept in Streams
+	done      chan struct{} // closed at the end of what is kept in Streams
+	err       error         // of Forward
+	values    [maxFields]string
+	used      int
+}
+
+// rewrite makes the request that the app gets.
+func (ex *exchange) rewrite(pr *httputil.ProxyRequest) {
+	u, c, out := ex.up, ex.call, pr.Out
+	// Opaque is what net/url writes without touching it.
+	*out.URL = url.URL{
+		Scheme:     u.scheme,
+		Host:       u.host,
+		Opaque:     u.base + cutPrefix(c.RawPath, u.strip),
+		RawQuery:   c.RawQuery,
+		ForceQuery: c.ForceQuery,
+	}
+	out.Host = ""
+	if u.options.PreserveHost {
+		out.Host = c.Host
+	}
+	// RFC 9110 §6.5.1: trailers are not merged, and an app behind a proxy that says
+	// who the user is must not find names in them either.
+	out.Trailer = nil
+	if out.Body != nil {
+		out.Body = &requestBody{ReadCloser: out.Body, failed: &ex.upload}
+	}
+	ex.setHeader(pr.In.Header, out.Header)
+}
+
+// modify makes the answer that the client gets.
+func (ex *exchange) modify(res *http.Response) error {
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		if err := ex.accept(res); err != nil {
+			return err
+		}
+	} else {
+		ex.body = answerBody{ReadCloser: res.Body, ex: ex, res: res}
+		res.Body = &ex.body
+		if isEventStream(res.Header) {
+			ex.open(&ex.body)
+		}
+	}
+	ex.up.options.Jar.StripSet(res.Header)
+	removeReserved(res.Header)
+	cleanTrailer(res.Trailer)
+	for name := range ex.ResponseWriter.Header() {
+		if name != "Set-Cookie" && name != "Vary" {
+			delete(res.Header, name)
+		}
+	}
+	ex.answered = true
+	return nil
+}
+
+// fail keeps the error for Forward to return.
+func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
+	if ex.tunnel != nil && ex.tunnel.client != nil {
+		return // the connection is no longer HTTP's, there is nobody to tell
+	}
+	const op = "upstream.forward"
+	code := coatcheck.CodeUpstreamFailed
+	var timeout net.Error
+	upload, _ := ex.upload.Load().(error)
+	switch {
+	case errors.Is(ex.in.Context().Err(), context.Canceled), errors.Is(upload, io.ErrUnexpectedEOF):
+		code = coatcheck.CodeUnknown
+	case upload != nil:
+		code, err = coatcheck.CodeMalformed, upload
+	case errors.As(err, &timeout) && timeout.Timeout():
+		code = coatcheck.CodeUpstreamTimeout
+	}
+	ex.err = coatcheck.E(code, op, err)
+}
+
+// open keeps s in Streams until the exchange ends.
+func (ex *exchange) open(s stream) {
+	ex.stream, ex.done = s, make(chan struct{})
+	ex.up.options.Streams.add(s, ex.call.StreamKey)
+}
+
+func (ex *exchange) end() {
+	if ex.stream != nil {
+		ex.up.options.Streams.remove(ex.stream)
+		close(ex.done)
+	}
+	if ex.tunnel != nil {
+		_ = ex.tunnel.app.Close() // where w could not be hijacked
+	}
+}
+
+// Header returns the header of the answer being made. Informational answers get one of
+// their own: the reverse proxy clears it afterwards, and what the request line has
+// already set must survive.
+func (ex *exchange) Header() http.Header {
+	if ex.answered {
+		return ex.ResponseWriter.Header()
+	}
+	if ex.early == nil {
+		ex.early = make(http.Header)
+	}
+	return ex.early
+}
+
+// WriteHeader drops informational answers: towards the client we are the origin server
+// (RFC 9110 §3.7), and net/http sends its own 100 Continue.
+func (ex *exchange) WriteHeader(code int) {
+	if ex.answered {
+		ex.ResponseWriter.WriteHeader(code)
+	}
+}
+
+// Unwrap is for http.ResponseController.
+func (ex *exchange) Unwrap() http.ResponseWriter { return ex.ResponseWriter }
+
+// An answerBody is the body of the app's answer. As a stream it is an event stream.
+type answerBody struct {
+	io.ReadCloser
+	ex   *exchange
+	res  *http.Response
+	left atomic.Bool
+}
+
+func (b *answerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		if b.left.Load() {
+			return n, io.EOF // an end, not a break: the browser connects again
+		}
+		if b.ex.in.Context().Err() == nil {
+			b.ex.up.broken.Add(1)
+		}
+	}
+	return n, err
+}
+
+// Close also cleans the answer's trailers, which are known by now.
+func (b *answerBody) Close() error {
+	err := b.ReadCloser.Close()
+	cleanTrailer(b.res.Trailer)
+	return err
+}
+
+func (b *answerBody) leave(ctx context.Context) {
+	b.left.Store(true)
+	_ = b.ReadCloser.Close() // wakes the Read that waits for the next event
+	select {
+	case <-b.ex.done:
+	case <-ctx.Done(): // the client does not read; the server's end closes it
+	}
+}
+
+// A requestBody keeps the error of reading it, so that a client's fault is not taken
+// for the app's.
+type requestBody struct {
+	io.ReadCloser
+	failed *atomic.Value
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		b.failed.CompareAndSwap(nil, bodyError{err})
+	}
+	return n, err
+}
+
+// bodyError gives the errors in an atomic.Value one type.
+type bodyError struct{ error }
+
+func (e bodyError) Unwrap() error { return e.error }
+
+// cutPrefix removes prefix, which is decoded, from a raw path on a segment boundary. A
+// judged path has no encoded slashes, so that its raw form has the same segments.
+func cutPrefix(raw, prefix string) string {
+	if prefix == "" {
+		return raw
+	}
+	end := 0
+	for range strings.Count(prefix, "/") {
+		if end == len(raw) {
+			return raw
+		}
+		if i := strings.IndexByte(raw[end+1:], '/'); i >= 0 {
+			end += 1 + i
+		} else {
+			end = len(raw)
+		}
+	}
+	head := raw[:end]
+	if strings.IndexByte(head, '%') >= 0 {
+		head, _ = url.PathUnescape(head)
+	}
+	if head != prefix {
+		return raw
+	}
+	if end == len(raw) {
+		return "/"
+	}
+	return raw[end:]
+}
+
+// silence takes the reverse proxy's complaints about broken bodies; Broken counts them.
+var silence = log.New(io.Discard, "", 0)
+
+var pool = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// buffers is the reverse proxy's view of the pool. Without one it makes a new buffer
+// for every answer, at half its whole cost again.
+type buffers struct{}
+
+func (buffers) Get() []byte  { return pool.Get().(*[32 << 10]byte)[:] }
+func (buffers) Put(b []byte) { pool.Put((*[32 << 10]byte)(b)) }

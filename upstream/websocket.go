@@ -1,0 +1,260 @@
+package upstream
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// handshake looks for a WebSocket handshake in the request (RFC 6455 §4.2.1) and checks
+// it. What asks for another protocol, or not with GET over HTTP/1.1, is forwarded as an
+// ordinary request without the question (RFC 9110 §7.8 allows to ignore it).
+func (ex *exchange) handshake() error {
+	r := ex.in
+	upgrade := r.Header["Upgrade"]
+	if len(upgrade) == 0 {
+		return nil
+	}
+	const op = "upstream.websocket"
+	for _, v := range upgrade {
+		if strings.ContainsFunc(v, func(c rune) bool { return c < ' ' || c > '~' }) {
+			return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("no protocol in Upgrade"))
+		}
+	}
+	if len(upgrade) > 1 || !strings.EqualFold(upgrade[0], "websocket") || r.Method != http.MethodGet ||
+		r.ProtoMajor != 1 || r.ProtoMinor < 1 || !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade") {
+		return nil
+	}
+	if v := r.Header["Sec-Websocket-Version"]; len(v) != 1 || v[0] != "13" {
+		return coatcheck.E(coatcheck.CodeUpgradeRequired, op, fmt.Errorf("Sec-WebSocket-Version %q", v))
+	}
+	key := r.Header["Sec-Websocket-Key"]
+	if len(key) != 1 {
+		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("not one Sec-WebSocket-Key"))
+	}
+	if nonce, err := base64.StdEncoding.Strict().DecodeString(key[0]); err != nil || len(nonce) != 16 {
+		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("no nonce in Sec-WebSocket-Key"))
+	}
+	if r.ContentLength != 0 {
+		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("handshake with a body"))
+	}
+	// Browsers let every site open WebSockets to every other and send the cookies
+	// along; Origin is all there is to tell them apart (RFC 6455 §10.2). Without one
+	// the client is no browser.
+	for _, origin := range r.Header["Origin"] {
+		if !ex.allows(origin) {
+			return coatcheck.E(coatcheck.CodeForbiddenOrigin, op, fmt.Errorf("origin %q", origin))
+		}
+	}
+	ex.websocket = acceptKey(key[0])
+	return nil
+}
+
+func (ex *exchange) allows(origin string) bool {
+	if strings.EqualFold(origin, ex.call.Scheme+"://"+ex.call.Host) {
+		return true
+	}
+	for _, o := range ex.up.options.Origins {
+		if strings.EqualFold(origin, o) {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptKey returns the Sec-WebSocket-Accept that proves that a server has read the key
+// (RFC 6455 §4.2.2).
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// accept checks the app's 101. Bytes may pass unread by HTTP only when the app has
+// switched to the protocol that was asked for (RFC 6455 §4.1); otherwise a client could
+// smuggle requests through.
+func (ex *exchange) accept(res *http.Response) error {
+	conn, ok := res.Body.(io.ReadWriteCloser)
+	accept := res.Header["Sec-Websocket-Accept"]
+	if !ok || ex.websocket == "" || len(accept) != 1 || accept[0] != ex.websocket ||
+		!strings.EqualFold(res.Header.Get("Upgrade"), "websocket") ||
+		!httpguts.HeaderValuesContainsToken(res.Header["Connection"], "Upgrade") {
+		return errors.New("101 without a WebSocket handshake")
+	}
+	ex.tunnel = &tunnel{ex: ex, app: conn, started: make(chan struct{})}
+	ex.tunnel.up = half{to: conn, closed: make(chan struct{})}
+	res.Body = appSide{ex.tunnel}
+	return nil
+}
+
+// Hijack is called by the reverse proxy once it has the app's 101.
+func (ex *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(ex.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	t := ex.tunnel
+	t.client = conn
+	t.down = half{to: conn, closed: make(chan struct{})}
+	ex.open(t)
+	return &clientSide{Conn: conn, tunnel: t, buffered: buf.Reader}, buf, nil
+}
+
+// A tunnel is an open WebSocket.
+type tunnel struct {
+	ex      *exchange
+	client  net.Conn
+	app     io.ReadWriteCloser
+	started chan struct{} // closed when the 101 has gone out; no frame may go before
+	down    half          // app to client
+	up      half          // client to app
+}
+
+// leave ends the WebSocket: both sides get a close frame, "going away", and the
+// connections are closed once both have answered it (RFC 6455 §7.1.1), or when ctx ends.
+func (t *tunnel) leave(ctx context.Context) {
+	stop := context.AfterFunc(ctx, t.cut)
+	defer stop()
+	select {
+	case <-t.started:
+	case <-t.ex.done:
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { t.down.leave(closeFrame(false)) })
+	wg.Go(func() { t.up.leave(closeFrame(true)) })
+	wg.Wait()
+	for _, closed := range []chan struct{}{t.up.closed, t.down.closed} {
+		select {
+		case <-closed:
+		case <-t.ex.done:
+		case <-ctx.Done():
+		}
+	}
+	t.cut()
+	<-t.ex.done
+}
+
+func (t *tunnel) cut() {
+	_ = t.client.Close()
+	_ = t.app.Close()
+}
+
+// closeFrame returns a close frame with the status 1001 (RFC 6455 §7.4.1), masked as a
+// client's must be (§5.1).
+func closeFrame(masked bool) []byte {
+	frame := []byte{0x80 | opcodeClose, 2, 1001 >> 8, 1001 & 0xff}
+	if !masked {
+		return frame
+	}
+	var mask [4]byte
+	_, _ = rand.Read(mask[:]) // never fails
+	return []byte{frame[0], 0x80 | 2, mask[0], mask[1], mask[2], mask[3], frame[2] ^ mask[0], frame[3] ^ mask[1]}
+}
+
+// A half is one direction of a tunnel. All bytes pass through Write, so that a frame of
+// ours never lands inside another.
+type half struct {
+	mu       sync.Mutex
+	to       io.Writer
+	frames   frames
+	goodbye  []byte        // our close frame, when it is to be sent
+	left     bool          // it went out; nothing may follow (RFC 6455 §5.5.1)
+	closed   chan struct{} // closed when the sender's close frame was seen
+	isClosed bool
+}
+
+// Write passes p on, to the end of the current frame if the WebSocket is to end.
+func (h *half) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	pass, leaving := p, false
+	if h.left {
+		pass = nil
+	}
+	for i := 0; i < len(p); {
+		n, opcode, ended := h.frames.next(p[i:])
+		i += n
+		if ended && opcode == opcodeClose && !h.isClosed {
+			h.isClosed = true
+			close(h.closed)
+		}
+		if h.canLeave() {
+			pass, leaving, h.left = p[:i], true, true
+		}
+	}
+	if len(pass) > 0 {
+		if n, err := h.to.Write(pass); err != nil {
+			return n, err
+		}
+	}
+	if leaving {
+		if _, err := h.to.Write(h.goodbye); err != nil {
+			return 0, err
+		}
+	}
+	return len(p), nil
+}
+
+// canLeave tells whether our close frame is due and may stand here.
+func (h *half) canLeave() bool {
+	return h.goodbye != nil && !h.left && !h.isClosed && h.frames.boundary()
+}
+
+// leave sends the close frame, at once or behind the current frame.
+func (h *half) leave(goodbye []byte) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.goodbye = goodbye
+	if h.canLeave() {
+		h.left = true
+		_, _ = h.to.Write(goodbye) // an error ends the tunnel elsewhere
+	}
+}
+
+// clientSide is the client's connection as the reverse proxy sees it.
+type clientSide struct {
+	net.Conn
+	tunnel   *tunnel
+	buffered *bufio.Reader // holds what the client sent early
+	once     sync.Once
+}
+
+// Read also starts the tunnel: the reverse proxy reads for the first time when its 101
+// has gone out.
+func (c *clientSide) Read(p []byte) (int, error) {
+	c.once.Do(func() { close(c.tunnel.started) })
+	return c.buffered.Read(p)
+}
+
+func (c *clientSide) Write(p []byte) (int, error) { return c.tunnel.down.Write(p) }
+
+func (c *clientSide) CloseWrite() error { return closeWrite(c.Conn) }
+
+// appSide is the app's connection as the reverse proxy sees it.
+type appSide struct{ *tunnel }
+
+func (a appSide) Read(p []byte) (int, error)  { return a.app.Read(p) }
+func (a appSide) Write(p []byte) (int, error) { return a.up.Write(p) }
+func (a appSide) Close() error                { return a.app.Close() }
+func (a appSide) CloseWrite() error           { return closeWrite(a.app) }
+
+// closeWrite ends one direction, or all where that is not possible.
+func closeWrite(conn io.Closer) error {
+	if c, ok := conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return conn.Close()
+}
