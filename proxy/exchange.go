@@ -21,9 +21,10 @@ type exchange struct {
 	start  time.Time
 	id     string
 	client peer
-	req    route.Request // zero until the request was parsed
-	route  string        // name of the route or endpoint; "" until one was found
-	live   *session.Live // nil while nobody is known to be signed in
+	req    route.Request  // zero until the request was parsed
+	route  string         // name of the route or endpoint; "" until one was found
+	live   *session.Live  // nil while nobody is known to be signed in
+	code   coatcheck.Code // why the request was refused; "" if it was not
 	// script forces the answers that scripts get, for requests that never are a
 	// person's own.
 	script bool
@@ -48,6 +49,14 @@ func (x *exchange) routeName() string {
 		return "none"
 	}
 	return x.route
+}
+
+// target is the path and query of the request, as they came.
+func (x *exchange) target() string {
+	if x.req.RawQuery == "" && !x.req.ForceQuery {
+		return x.req.RawPath
+	}
+	return x.req.RawPath + "?" + x.req.RawQuery
 }
 
 // navigation tells whether a person's browser asks for a page, so that a redirect to

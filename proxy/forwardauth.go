@@ -20,7 +20,9 @@ func (p *Proxy) forwardAuth(x *exchange) error {
 	err := p.judgeOriginal(x)
 	switch {
 	case err == nil:
-		upstream.SetAuthRequest(x.w.Header(), x.identity())
+		for name, value := range authRequestHeaders.Fields(x.identity()) {
+			x.w.Header().Set(name, value) // an empty one too, so that nobody else's stays
+		}
 		x.w.WriteHeader(http.StatusAccepted)
 		return nil
 	case forwardAuthAnswers[coatcheck.CodeOf(err)]:
@@ -29,6 +31,14 @@ func (p *Proxy) forwardAuth(x *exchange) error {
 		// The request itself is wrong. To the other proxy that means: don't serve it.
 		return coatcheck.E(coatcheck.CodeForbidden, "proxy.forward_auth", err)
 	}
+}
+
+// authRequestHeaders are on every 202, whether or not there is something to say.
+var authRequestHeaders = upstream.IdentityHeaders{
+	User:              "X-Auth-Request-User",
+	Email:             "X-Auth-Request-Email",
+	Groups:            "X-Auth-Request-Groups",
+	PreferredUsername: "X-Auth-Request-Preferred-Username",
 }
 
 // forwardAuthAnswers are the refusals that keep their own status.
@@ -100,7 +110,11 @@ func (p *Proxy) original(x *exchange) (route.Request, error) {
 	} else if h != "" {
 		host = h
 	}
-	return route.Forwarded(method, host, uri, p.PublicURL.Scheme)
+	if uri != "" {
+		return route.Forwarded(method, host, uri, p.PublicURL.Scheme)
+	}
+	req, err := route.Forwarded(method, host, "/", p.PublicURL.Scheme)
+	return route.Request{Method: method, Host: req.Host}, err
 }
 
 // oneValue returns the value of the headers that say the same thing. Two that say

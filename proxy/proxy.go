@@ -224,6 +224,7 @@ func (p *Proxy) finish(x *exchange) {
 			slog.String("path", x.r.URL.Path), // never the query: codes and states come in it
 			slog.String("route", x.routeName()),
 			slog.Int("status", status),
+			slog.String("code", string(x.code)),
 			slog.Int64("bytes", x.w.bytes),
 			slog.Float64("ms", float64(took.Microseconds())/1000),
 			slog.String("session", x.ref()),

@@ -8,7 +8,8 @@ import (
 )
 
 // An answer is what somebody is told about an error. Text says what happened, Next what
-// to do; neither says more than a stranger may know, the cause is in the log.
+// to do; neither says more than a stranger may know, the cause is in the log. What
+// strangers cause all day is logged at the level debug; the access log has the code.
 type answer struct {
 	status int
 	level  slog.Level
@@ -30,17 +31,17 @@ const (
 // answers has a row for every coatcheck.Code.
 var answers = map[coatcheck.Code]answer{
 	coatcheck.CodeMalformed: {
-		400, slog.LevelInfo, "This request can't be understood",
+		400, slog.LevelDebug, "This request can't be understood",
 		"The address or the request has something in it that can be read in two ways, so it was not passed on.",
 		"Check the address for typing errors.", actionHome,
 	},
 	coatcheck.CodeURITooLong: {
-		414, slog.LevelInfo, "This address is too long",
+		414, slog.LevelDebug, "This address is too long",
 		"The address is longer than this site takes.",
 		"Go back and try with less in the address.", actionHome,
 	},
 	coatcheck.CodeTooManyCookies: {
-		431, slog.LevelInfo, "Too many cookies",
+		431, slog.LevelDebug, "Too many cookies",
 		"Your browser sent more cookies than this site takes.",
 		"Delete the cookies of this site in your browser's settings, then sign in again.", actionNone,
 	},
@@ -50,17 +51,17 @@ var answers = map[coatcheck.Code]answer{
 		"Delete the cookies of this site in your browser's settings, then sign in again.", actionNone,
 	},
 	coatcheck.CodeMisdirected: {
-		421, slog.LevelInfo, "Nothing is served under this name",
+		421, slog.LevelDebug, "Nothing is served under this name",
 		"This server answers, but not under the host name in the address.",
 		"Check the address. If you run this site: the host must be the one in public_url, or a route's host.", actionNone,
 	},
 	coatcheck.CodeNotFound: {
-		404, slog.LevelInfo, "Page not found",
+		404, slog.LevelDebug, "Page not found",
 		"There is nothing at this address.",
 		"Check the address for typing errors.", actionHome,
 	},
 	coatcheck.CodeMethodNotAllowed: {
-		405, slog.LevelInfo, "That can't be done here",
+		405, slog.LevelDebug, "That can't be done here",
 		"This address does not take requests of this kind.",
 		"Go back and try again.", actionHome,
 	},
@@ -70,12 +71,12 @@ var answers = map[coatcheck.Code]answer{
 		"If you run this site and trust that page, list its origin in the route's websocket_origins.", actionHome,
 	},
 	coatcheck.CodeUpgradeRequired: {
-		426, slog.LevelInfo, "This needs another WebSocket version",
+		426, slog.LevelDebug, "This needs another WebSocket version",
 		"The WebSocket handshake is not one of version 13.",
 		"Use an up-to-date client.", actionNone,
 	},
 	coatcheck.CodeSignInRequired: {
-		401, slog.LevelInfo, "Sign-in required",
+		401, slog.LevelDebug, "Sign-in required",
 		"Nobody is signed in, or the session has ended.",
 		"Sign in and try again.", actionStart,
 	},
@@ -95,7 +96,7 @@ var answers = map[coatcheck.Code]answer{
 		"Try again in a minute.", actionReload,
 	},
 	coatcheck.CodeBadReturnURL: {
-		400, slog.LevelInfo, "That address is not part of this site",
+		400, slog.LevelDebug, "That address is not part of this site",
 		"The link asks to be sent on to an address that is not one of this site's.",
 		"Start from the site's own page.", actionHome,
 	},
@@ -105,7 +106,7 @@ var answers = map[coatcheck.Code]answer{
 		"If you opened this page by going back or from a bookmark, just go on to the site. Otherwise sign in again.", actionStart,
 	},
 	coatcheck.CodeSignInExpired: {
-		400, slog.LevelInfo, "That took too long",
+		400, slog.LevelDebug, "That took too long",
 		"A sign-in must be completed within ten minutes.",
 		"Sign in again.", actionStart,
 	},
@@ -158,7 +159,7 @@ const retryAfter = "2"
 func (p *Proxy) render(x *exchange, err error) {
 	code := coatcheck.CodeOf(err)
 	if code == coatcheck.CodeSignInRequired && x.navigation() {
-		startErr := p.startSignIn(x, p.Returns.FromRequest(x.req.Host, x.req.Target()))
+		startErr := p.startSignIn(x, p.Returns.FromRequest(x.req.Host, x.target()))
 		if startErr == nil {
 			return
 		}
@@ -168,6 +169,7 @@ func (p *Proxy) render(x *exchange, err error) {
 	if !ok {
 		a = answers[coatcheck.CodeInternal]
 	}
+	x.code = code
 	p.Logger.LogAttrs(x.r.Context(), a.level, "request refused",
 		slog.String("request_id", x.id), slog.String("code", string(code)), slog.Int("status", a.status),
 		slog.String("route", x.routeName()), slog.String("session", x.ref()), slog.String("error", err.Error()))

@@ -55,11 +55,9 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w\nIs another one running? Choose another address: coatcheck dev --listen 127.0.0.1:4280", err)
 	}
+	defer front.Close() // again, if all goes well
 	listen := front.Addr().String()
 	public := "http://" + listen
-	if err := front.Close(); err != nil {
-		return err
-	}
 
 	providerListener, err := devprovider.Listen("127.0.0.1:0")
 	if err != nil {
@@ -107,8 +105,8 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	n.listening = func(net.Addr) { greet(con.out, public, issuer, dir) }
-	return n.run(ctx)
+	greet(con.out, public, issuer, dir)
+	return n.run(ctx, front)
 }
 
 func loopbackOnly(address string) error {
@@ -153,8 +151,8 @@ shutdown: {delay: 0s, grace: 5s}
 func greet(out io.Writer, public, issuer, dir string) {
 	fmt.Fprintf(out, `coatcheck is running on this machine:
 
-  %s     the sample app, behind coatcheck
-  %s     the development provider
+  %-26s the sample app, behind coatcheck
+  %-26s the development provider
 
 Users (password = name): alice (in admins), bob, carol
 

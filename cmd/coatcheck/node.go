@@ -27,20 +27,16 @@ type node struct {
 	streams *upstream.Streams
 	store   store.Store
 	metrics http.Handler
-	// listening, if set, is called once with the public address.
-	listening func(net.Addr)
 }
 
-// run serves until ctx ends, then leaves without breaking anything off: /ready turns
+// run serves on public until ctx ends, then leaves without breaking anything off: /ready turns
 // red, load balancers get cfg.Shutdown.Delay to notice, then requests get
 // cfg.Shutdown.Grace to finish while WebSockets are closed with 1001.
-func (n *node) run(ctx context.Context) (err error) {
+//
+// It closes the listener and the store.
+func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 	defer func() { err = errors.Join(err, n.store.Close()) }()
 
-	public, err := net.Listen("tcp", n.cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
 	servers := []*http.Server{n.server(n.front)}
 	listeners := []net.Listener{public}
 	if n.cfg.Admin.Listen != "" {
@@ -69,9 +65,6 @@ func (n *node) run(ctx context.Context) (err error) {
 	}
 	n.logger.Info("serving", "address", public.Addr().String(), "public_url", n.cfg.PublicURL.String(),
 		"store", n.cfg.Store.Driver, "version", version())
-	if n.listening != nil {
-		n.listening(public.Addr())
-	}
 
 	select {
 	case <-ctx.Done():

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
@@ -24,11 +25,15 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	for _, w := range cfg.Warnings() {
 		logger.Warn("configuration", "warning", w)
 	}
+	public, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
 	n, err := newNode(ctx, cfg, logger)
 	if err != nil {
-		return err
+		return errors.Join(err, public.Close())
 	}
-	return n.run(ctx)
+	return n.run(ctx, public)
 }
 
 type checkCmd struct {

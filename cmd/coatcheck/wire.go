@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/cookie"
@@ -36,9 +38,9 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *n
 	if err != nil {
 		return nil, err
 	}
-	streams := upstream.NewStreams()
+	streams := new(upstream.Streams)
 	counts := metrics.New(version(), streams.Count)
-	kept, err := openStore(ctx, cfg.Store, logger)
+	kept, err := openStore(ctx, cfg.Store)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +114,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *n
 }
 
 // openStore is the switch between the drivers.
-func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Store, error) {
+func openStore(ctx context.Context, cfg config.Store) (store.Store, error) {
 	switch cfg.Driver {
 	case config.DriverSQLite:
 		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File})
@@ -123,7 +125,6 @@ func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (stor
 			Password:  cfg.Redis.Password,
 			KeyPrefix: cfg.Redis.KeyPrefix,
 			Timeout:   cfg.Redis.Timeout,
-			Logger:    logger,
 		})
 	default:
 		return nil, fmt.Errorf("store: no driver is called %q", cfg.Driver)
@@ -166,6 +167,7 @@ func readRing(keys config.Keys) (*seal.Ring, error) {
 func newRoutes(cfg *config.Config, jar *cookie.Jar, headers upstream.IdentityHeaders, streams *upstream.Streams) (*route.Table[proxy.Route], []string, error) {
 	var entries []route.Entry[proxy.Route]
 	var hosts []string
+	transports := map[time.Duration]http.RoundTripper{}
 	for _, r := range cfg.Routes {
 		target := proxy.Route{
 			Name:          routeName(cfg, r),
@@ -174,10 +176,15 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, headers upstream.IdentityHea
 			MethodGuarded: len(r.Methods) > 0,
 		}
 		if r.Upstream != nil {
+			transport, ok := transports[r.Timeout]
+			if !ok {
+				transport = upstream.NewTransport(r.Timeout)
+				transports[r.Timeout] = transport
+			}
 			o := upstream.Options{
 				URL:          r.Upstream,
 				PreserveHost: r.PreserveHost,
-				Timeout:      r.Timeout,
+				Transport:    transport,
 				Headers:      headers,
 				Jar:          jar,
 				Streams:      streams,
