@@ -136,10 +136,12 @@ func (j *Jar) Part(name string) (index int, ok bool) {
 	return n, true
 }
 
-// Ours tells whether a cookie of this name belongs to coatcheck: with any prefix and
-// in any case, the base name alone or followed by "-" or ".". It is wider than what
-// we read, so that nothing that a browser or an app might take for ours slips by.
+// Ours tells whether a cookie of this name belongs to coatcheck: with any prefix, in
+// any case and with white space around it, the base name alone or followed by "-" or
+// ".". It is wider than what we read, so that nothing that a browser or an app might
+// take for ours slips by.
 func (j *Jar) Ours(name string) bool {
+	name = strings.Trim(name, " \t")
 	for _, p := range [...]string{"__Host-Http-", "__Host-", "__Secure-", "__Http-"} {
 		if len(name) > len(p) && strings.EqualFold(name[:len(p)], p) {
 			name = name[len(p):]
@@ -187,7 +189,7 @@ func (j *Jar) stripLine(line string) string {
 		var pair string
 		pair, rest, more = strings.Cut(rest, ";")
 		name, _, _ := strings.Cut(pair, "=")
-		if j.Ours(strings.Trim(name, " \t")) {
+		if j.Ours(name) {
 			continue
 		}
 		if b.Len() > 0 {
@@ -210,7 +212,7 @@ func (j *Jar) StripSet(h http.Header) {
 	for i, line := range lines {
 		pair, _, _ := strings.Cut(line, ";")
 		name, _, _ := strings.Cut(strings.TrimLeft(pair, "= \t"), "=")
-		if j.Ours(strings.TrimRight(name, " \t")) {
+		if j.Ours(name) {
 			if kept == nil {
 				kept = append(make([]string, 0, len(lines)), lines[:i]...)
 			}
