@@ -77,6 +77,7 @@ start app-2 "$coatcheck" dev-app --listen "127.0.0.1:$APP_2_PORT" --name app-2
 await listens "$APP_2_PORT"
 start node-a "$coatcheck" serve --config "$state/node-a.yaml"
 await ready "$NODE_A_PORT"
+node_a=${pids[${#pids[@]} - 1]}
 start node-b "$coatcheck" serve --config "$state/node-b.yaml"
 await ready "$NODE_B_PORT"
 start haproxy env LISTEN="127.0.0.1:$PORT" NODE_A="127.0.0.1:$NODE_A_PORT" NODE_B="127.0.0.1:$NODE_B_PORT" \
@@ -97,7 +98,7 @@ case $SHARE in
 all)
 	cat <<EOF
 Reload a few times: the answers' header X-Served-By names the node, and both serve you.
-Then let a node die; you stay signed in:
+Then let a node die; you stay signed in: kill -9 $node_a
 
 EOF
 	;;
