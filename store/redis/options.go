@@ -32,8 +32,10 @@ type Options struct {
 	// database.
 	KeyPrefix string
 	// Timeout bounds every call, connecting included, on top of the caller's own
-	// deadline. Zero means DefaultTimeout. Over a thousand calls at once that all
-	// hang may take twice as long.
+	// deadline. Zero means DefaultTimeout. Two cases stretch it: a call that waits
+	// for another one's attempt to connect waits for all of it, whatever its own
+	// deadline, and of over a thousand calls that hang at once some take twice as
+	// long.
 	Timeout time.Duration
 }
 

@@ -36,7 +36,7 @@ type Store struct {
 // Open returns a Store. Only wrong options are an error: a server that can't be
 // reached, or refuses the password, is for Ping to tell. Each call connects anew
 // where there is no connection, so the Store works as soon as its server does. Open
-// waits for the first attempt, at most Options.Timeout.
+// waits for the first attempt, at most twice Options.Timeout.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, wrap("open", err)
