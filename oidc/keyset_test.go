@@ -1,0 +1,218 @@
+package oidc
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"errors"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// A-J7
+func TestUnknownKeyIDs(t *testing.T) {
+	i, p, clock := newPair(t, nil)
+	good := sign(goodHeader, i.honest("n"), rsaKey(0))
+	if _, err := verifyRaw(t, p, good); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 1000 {
+		header := map[string]any{"alg": "RS256", "kid": random()}
+		_, err := verifyRaw(t, p, sign(header, `{}`, rsaKey(1)))
+		wantCode(t, err, coatcheck.CodeBadToken)
+		if n%100 == 0 {
+			clock.add(time.Second - time.Millisecond)
+		}
+	}
+	if n := i.fetchedKeys(); n != 2 {
+		t.Errorf("%d fetches of the keys in 10 s, want 2", n)
+	}
+	clock.add(refetchEvery)
+	_, err := verifyRaw(t, p, sign(map[string]any{"alg": "RS256", "kid": "x"}, `{}`, rsaKey(1)))
+	wantCode(t, err, coatcheck.CodeBadToken)
+	if n := i.fetchedKeys(); n != 3 {
+		t.Errorf("%d fetches of the keys, want 3", n)
+	}
+}
+
+// A-J8
+func TestRotation(t *testing.T) {
+	for _, kid := range []string{"k2", "k1"} { // some providers use a kid again
+		i, p, _ := newPair(t, nil)
+		if _, err := newBrowser(t).signIn(i, p, "/"); err != nil {
+			t.Fatal(err)
+		}
+		b := newBrowser(t)
+		asked := b.start(p, "/")
+		i.publish(kid, rsaKey(1))
+		i.set(func() { i.nonce = asked.Get("nonce") })
+		if _, err := b.callback(p, i.response(asked)); err != nil {
+			t.Error(err)
+		}
+		if n := i.fetchedKeys(); n != 2 {
+			t.Errorf("%d fetches of the keys, want 2", n)
+		}
+		if _, err := verifyRaw(t, p, sign(goodHeader, i.honest("n"), rsaKey(0))); err == nil {
+			t.Error("the old key still verifies")
+		}
+	}
+}
+
+// A-J11 and its kin: keys that must not verify.
+func TestUnusableKeys(t *testing.T) {
+	// No key of 1024 bits can be made here any more, nor is one needed.
+	weak := &rsa.PublicKey{N: new(big.Int).SetBit(new(big.Int).Set(new(big.Int).Rsh(rsaKey(0).N, 1024)), 0, 1), E: 65537}
+	huge := &rsa.PublicKey{N: new(big.Int).SetBit(new(big.Int).Lsh(rsaKey(0).N, 7000), 0, 1), E: 65537}
+	ec, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	for name, c := range map[string]struct {
+		key    jose.JSONWebKey
+		usable bool
+	}{
+		"rsa":              {jose.JSONWebKey{Key: rsaKey(0).Public()}, true},
+		"rsa for sig":      {jose.JSONWebKey{Key: rsaKey(0).Public(), Use: "sig"}, true},
+		"ec":               {jose.JSONWebKey{Key: ec.Public()}, true},
+		"A-J11 rsa 1024":   {jose.JSONWebKey{Key: weak}, false},
+		"rsa 9048":         {jose.JSONWebKey{Key: huge}, false},
+		"for encryption":   {jose.JSONWebKey{Key: rsaKey(0).Public(), Use: "enc"}, false},
+		"private rsa":      {jose.JSONWebKey{Key: rsaKey(0)}, false},
+		"private ec":       {jose.JSONWebKey{Key: ec}, false},
+		"symmetric":        {jose.JSONWebKey{Key: []byte("0123456789abcdef0123456789abcdef")}, false},
+		"other algorithm":  {jose.JSONWebKey{Key: rsaKey(0).Public(), Algorithm: "RS512"}, true},
+		"A-J2 HMAC as key": {jose.JSONWebKey{Key: []byte("k"), KeyID: "k1", Algorithm: "HS256"}, false},
+	} {
+		data, err := c.key.MarshalJSON()
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		keys, err := parseKeys([]byte(`{"keys":[{"kty":"x"},{"kty":"RSA"},7,` + string(data) + `]}`))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := len(keys) == 1; got != c.usable {
+			t.Errorf("%s: usable is %v", name, got)
+		}
+	}
+	for _, data := range []string{``, `[]`, `{"keys":7}`, `{"keys":[` + strings.Repeat(`{},`, maxKeys) + `{}]}`} {
+		if _, err := parseKeys([]byte(data)); err == nil {
+			t.Errorf("%.20s is taken for a key set", data)
+		}
+	}
+}
+
+// A key serves the one algorithm it was published for, its curve's, and its own kid.
+func TestKeyFits(t *testing.T) {
+	p384, _ := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	for _, c := range []struct {
+		key  jose.JSONWebKey
+		alg  jose.SignatureAlgorithm
+		want bool
+	}{
+		{jose.JSONWebKey{Key: rsaKey(0).Public()}, jose.RS256, true},
+		{jose.JSONWebKey{Key: rsaKey(0).Public()}, jose.PS512, true},
+		{jose.JSONWebKey{Key: rsaKey(0).Public()}, jose.ES256, false},
+		{jose.JSONWebKey{Key: rsaKey(0).Public()}, jose.EdDSA, false},
+		{jose.JSONWebKey{Key: rsaKey(0).Public(), Algorithm: "RS512"}, jose.RS256, false},
+		{jose.JSONWebKey{Key: p384.Public()}, jose.ES384, true},
+		{jose.JSONWebKey{Key: p384.Public()}, jose.ES256, false},
+		{jose.JSONWebKey{Key: p384.Public()}, jose.ES512, false},
+		{jose.JSONWebKey{Key: p384.Public()}, jose.RS256, false},
+	} {
+		if got := fits(&c.key, c.alg); got != c.want {
+			t.Errorf("%T %s for %s: %v", c.key.Key, c.key.Algorithm, c.alg, got)
+		}
+	}
+}
+
+// Without a kid, the key must be clear.
+func TestNoKeyID(t *testing.T) {
+	i, p, clock := newPair(t, nil)
+	token := sign(map[string]any{"alg": "RS256"}, i.honest("n"), rsaKey(0))
+	if _, err := verifyRaw(t, p, token); err != nil {
+		t.Errorf("one key that fits: %v", err)
+	}
+	i.set(func() { i.keys = append(i.keys, jose.JSONWebKey{Key: rsaKey(1).Public(), KeyID: "k2"}) })
+	clock.add(time.Minute)
+	_, err := verifyRaw(t, p, sign(map[string]any{"alg": "RS256", "kid": "x"}, i.honest("n"), rsaKey(1)))
+	wantCode(t, err, coatcheck.CodeBadToken) // and brings the second key
+	_, err = verifyRaw(t, p, token)
+	wantCode(t, err, coatcheck.CodeBadToken)
+}
+
+// Without keys nothing is known of a token; with old ones, those still serve.
+func TestKeysUnreachable(t *testing.T) {
+	i, p, clock := newPair(t, nil)
+	current, err := p.provider("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	works := current.keys.get
+	down := func(context.Context) ([]byte, error) { return nil, errors.New("down") }
+	good := sign(goodHeader, i.honest("n"), rsaKey(0))
+
+	current.keys.get = down
+	_, err = verifyRaw(t, p, good)
+	wantCode(t, err, coatcheck.CodeProviderFailed)
+	current.keys.get = works
+	if _, err := verifyRaw(t, p, good); err != nil {
+		t.Errorf("it does not recover: %v", err)
+	}
+	current.keys.get = down
+	clock.add(time.Minute)
+	_, err = verifyRaw(t, p, sign(map[string]any{"alg": "RS256", "kid": "k2"}, i.honest("n"), rsaKey(1)))
+	wantCode(t, err, coatcheck.CodeProviderFailed)
+	if _, err := verifyRaw(t, p, good); err != nil {
+		t.Errorf("the old keys: %v", err)
+	}
+}
+
+// Any number of callers wait for one fetch, each no longer than its own context lets
+// it, and nobody's context ends the fetch for the others.
+func TestSingleFlight(t *testing.T) {
+	begun, release := make(chan struct{}, 100), make(chan struct{})
+	i, p, _ := newPair(t, nil)
+	current, err := p.provider("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	works := current.keys.get
+	current.keys.get = func(ctx context.Context) ([]byte, error) {
+		begun <- struct{}{}
+		<-release
+		return works(ctx)
+	}
+	good := sign(goodHeader, i.honest("n"), rsaKey(0))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error)
+	go func() {
+		_, err := current.keys.VerifySignature(ctx, good)
+		first <- err
+	}()
+	<-begun
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if _, err := current.keys.VerifySignature(t.Context(), good); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first caller: %v", err)
+	}
+	close(release)
+	wg.Wait()
+	if n := i.fetchedKeys(); n != 1 {
+		t.Errorf("%d fetches, want 1", n)
+	}
+}
