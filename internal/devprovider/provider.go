@@ -160,10 +160,19 @@ func (p *Provider) routes() http.Handler {
 	// would sign somebody in as somebody else, or out.
 	mux.Handle("POST "+signInPath, p.sameOrigin(p.signIn))
 	mux.Handle("POST "+signOutPath, p.sameOrigin(p.signOut))
+	// Whoever reloads the page of a form by its address starts over.
+	mux.HandleFunc("GET "+signInPath, restart(authorizePath))
+	mux.HandleFunc("GET "+signOutPath, restart(endSessionPath))
 	mux.HandleFunc("GET /", func(w http.ResponseWriter, _ *http.Request) {
 		p.fail(w, http.StatusNotFound, "Nothing here", "This provider has no page at this address.")
 	})
 	return mux
+}
+
+func restart(path string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, path+"?"+r.URL.RawQuery, http.StatusSeeOther)
+	}
 }
 
 func (p *Provider) sameOrigin(next http.HandlerFunc) http.Handler {

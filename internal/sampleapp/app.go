@@ -44,7 +44,7 @@ func New(o Options) http.Handler {
 		a.name = "app"
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /", a.page)
+	mux.HandleFunc("/", a.page)
 	mux.HandleFunc("GET /whoami", a.whoami)
 	mux.HandleFunc("GET /ws", a.echo)
 	mux.HandleFunc("GET /events", a.events)
@@ -67,6 +67,11 @@ func asset(contentType string, body []byte) http.HandlerFunc {
 }
 
 func (a *app) page(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "this path takes GET only", http.StatusMethodNotAllowed)
+		return
+	}
 	var body bytes.Buffer
 	err := index.Execute(&body, struct {
 		Node    string

@@ -47,6 +47,9 @@ func (a *app) events(w http.ResponseWriter, r *http.Request) {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Accel-Buffering", "no") // nginx would collect events otherwise
+	if r.Method == http.MethodHead {
+		return
+	}
 	control := http.NewResponseController(w)
 	user := visitorOf(r).User
 	tick := time.NewTicker(time.Second)

@@ -72,14 +72,19 @@ type header struct {
 	Identity bool // says who the visitor is
 }
 
+// headersOf returns the identity headers first, each part in the order of names.
 func headersOf(r *http.Request) []header {
 	all := received(r)
-	headers := make([]header, 0, len(all))
+	var identity, others []header
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		identity := name == headerUser || name == headerPreferredUsername || name == headerEmail || name == headerGroups
-		headers = append(headers, header{name, all[name], identity})
+		switch name {
+		case headerUser, headerPreferredUsername, headerEmail, headerGroups:
+			identity = append(identity, header{name, all[name], true})
+		default:
+			others = append(others, header{name, all[name], false})
+		}
 	}
-	return headers
+	return append(identity, others...)
 }
 
 // received returns every header as it arrived, with those that net/http keeps in
