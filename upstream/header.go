@@ -8,6 +8,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/net/http/httpguts"
+
 	"github.com/coatcheck/coatcheck"
 )
 
@@ -109,7 +111,7 @@ const (
 	headerHost      = "X-Forwarded-Host"
 	headerProto     = "X-Forwarded-Proto"
 	headerRealIP    = "X-Real-Ip"
-	maxFields       = 10 // those, and the four of IdentityHeaders
+	maxFields       = 13 // those, the four of IdentityHeaders, and three of HTTP's
 )
 
 // guard returns the names of the fields that a client may not send on.
@@ -210,26 +212,28 @@ func foldName(name string) string {
 	return string(b)
 }
 
-// setHeader cleans the header of the outgoing request and adds our fields. The reverse
-// proxy has already removed hop-by-hop fields and what Connection names.
-func (ex *exchange) setHeader(in, out http.Header) {
+// header makes the header of the outgoing request from the incoming one: its fields, less
+// those between the client and us and those that are ours to set, and then ours.
+func (ex *exchange) header(in http.Header) http.Header {
 	u, c := ex.up, ex.call
-	restore(in, out)
-	for name := range out {
-		if u.guard.has(name) || c.MethodGuarded && overrides.has(name) {
-			delete(out, name)
+	out := make(http.Header, len(in)+maxFields)
+	for name, values := range in {
+		if hopByHop(name) || u.guard.has(name) || c.MethodGuarded && overrides.has(name) {
+			continue
 		}
+		out[name] = values
 	}
+	cutNamed(in["Connection"], out)
 	if !u.options.ForwardAuthorization {
 		delete(out, "Authorization")
 	}
 	u.options.Jar.Strip(out)
-	if ex.websocket == "" {
-		// Of all protocols to switch to, only WebSocket is let through. h2c
-		// (RFC 7540 §3.2) would carry requests past us.
-		delete(out, "Connection")
-		delete(out, "Upgrade")
-		delete(out, "Http2-Settings")
+	if httpguts.HeaderValuesContainsToken(in["Te"], "trailers") {
+		ex.set(out, "Te", "trailers") // trailers of answers pass
+	}
+	if ex.websocket != "" {
+		ex.set(out, "Connection", "Upgrade")
+		ex.set(out, "Upgrade", "websocket")
 	}
 
 	if c.Identity != nil {
@@ -243,6 +247,32 @@ func (ex *exchange) setHeader(in, out http.Header) {
 	ex.set(out, headerHost, c.Host)
 	ex.set(out, headerProto, c.Scheme)
 	ex.set(out, headerRequestID, c.RequestID)
+	return out
+}
+
+// hopByHop tells whether a field, by its canonical name, is meant for us alone
+// (RFC 9110 §7.6.1). Http2-Settings belongs to h2c (RFC 7540 §3.2), which would carry
+// requests past us.
+func hopByHop(name string) bool {
+	switch name {
+	case "Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",
+		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings":
+		return true
+	}
+	return false
+}
+
+// cutNamed removes the fields that Connection names, but those it must not name, being
+// meant for all recipients (RFC 9110 §7.6.1). Fields of ours are set later.
+func cutNamed(connection []string, out http.Header) {
+	for _, line := range connection {
+		for token := range strings.SplitSeq(line, ",") {
+			name := http.CanonicalHeaderKey(textproto.TrimString(token))
+			if name != "Cookie" && name != "Authorization" && !strings.HasPrefix(name, "Content-") {
+				delete(out, name)
+			}
+		}
+	}
 }
 
 // set makes value the only one of the field. An empty value is no field.
@@ -254,22 +284,6 @@ func (ex *exchange) set(h http.Header, name, value string) {
 	ex.used++
 	ex.values[i] = value
 	h[name] = ex.values[i : i+1 : i+1]
-}
-
-// restore puts back what Connection names and must not: RFC 9110 §7.6.1 forbids it to
-// name fields meant for all recipients. Fields of ours go anyway and are set afterwards.
-func restore(in, out http.Header) {
-	for _, line := range in["Connection"] {
-		for token := range strings.SplitSeq(line, ",") {
-			name := http.CanonicalHeaderKey(textproto.TrimString(token))
-			if name != "Cookie" && name != "Authorization" && !strings.HasPrefix(name, "Content-") {
-				continue
-			}
-			if values, ok := in[name]; ok {
-				out[name] = values
-			}
-		}
-	}
 }
 
 // removeReserved removes an app's fields that only we may send to a browser.

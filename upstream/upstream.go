@@ -143,7 +143,21 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 		BufferPool:     buffers{},
 		ErrorLog:       silence,
 	}
-	proxy.ServeHTTP(ex, r)
+	// The reverse proxy copies and cleans what it is given, so it is given only what
+	// rewrite does not make afresh. Trailers end here: they must not be merged
+	// (RFC 9110 §6.5.1), and an app might find names of ours in them.
+	in := r.WithContext(r.Context())
+	// Opaque is what net/url writes without touching it.
+	in.URL = &url.URL{Scheme: u.scheme, Host: u.host, Opaque: u.base + cutPrefix(c.RawPath, u.strip)}
+	in.Host = ""
+	if u.options.PreserveHost {
+		in.Host = c.Host
+	}
+	in.Header, in.Trailer = nil, nil
+	if ex.websocket != "" {
+		in.Header = handshakeHeader
+	}
+	proxy.ServeHTTP(ex, in)
 	return ex.err
 }
 
@@ -168,28 +182,14 @@ type exchange struct {
 	used      int
 }
 
-// rewrite makes the request that the app gets.
+// rewrite completes the request that the app gets.
 func (ex *exchange) rewrite(pr *httputil.ProxyRequest) {
-	u, c, out := ex.up, ex.call, pr.Out
-	// Opaque is what net/url writes without touching it.
-	*out.URL = url.URL{
-		Scheme:     u.scheme,
-		Host:       u.host,
-		Opaque:     u.base + cutPrefix(c.RawPath, u.strip),
-		RawQuery:   c.RawQuery,
-		ForceQuery: c.ForceQuery,
-	}
-	out.Host = ""
-	if u.options.PreserveHost {
-		out.Host = c.Host
-	}
-	// RFC 9110 §6.5.1: trailers are not merged, and an app behind a proxy that says
-	// who the user is must not find names in them either.
-	out.Trailer = nil
+	out := pr.Out
+	out.URL.RawQuery, out.URL.ForceQuery = ex.call.RawQuery, ex.call.ForceQuery
 	if out.Body != nil {
 		out.Body = &requestBody{ReadCloser: out.Body, failed: &ex.upload}
 	}
-	ex.setHeader(pr.In.Header, out.Header)
+	out.Header = ex.header(ex.in.Header)
 }
 
 // modify makes the answer that the client gets.

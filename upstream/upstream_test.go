@@ -351,3 +351,80 @@ func TestForwardInformational(t *testing.T) {
 		t.Errorf("answer = %q", answer)
 	}
 }
+
+// A-W14: whether the app says 100 or at once what it thinks, client and app stay in step.
+func TestForwardExpectContinue(t *testing.T) {
+	for name, first := range map[string]string{
+		"continue": "HTTP/1.1 100 Continue\r\n\r\n",
+		"final":    "HTTP/1.1 417 Expectation Failed\r\nContent-Length: 2\r\n\r\nno",
+	} {
+		t.Run(name, func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			go func() { // the recorder waits for bodies, this app does not
+				for {
+					conn, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						defer conn.Close()
+						br := bufio.NewReader(conn)
+						for {
+							head := ""
+							for !strings.HasSuffix(head, "\r\n\r\n") {
+								line, err := br.ReadString('\n')
+								if err != nil {
+									return
+								}
+								head += line
+							}
+							if testenv.Target(head) == "/next" {
+								_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnext")
+								continue
+							}
+							_, _ = io.WriteString(conn, first)
+							if name == "continue" {
+								body := make([]byte, 5)
+								_, _ = io.ReadFull(br, body)
+								_, _ = fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n%s", body)
+							}
+						}
+					}()
+				}
+			}()
+			r := newRig(t, "http://"+ln.Addr().String(), nil, nil)
+			conn, err := net.Dial("tcp", r.addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_, _ = io.WriteString(conn, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+			br := bufio.NewReader(conn)
+			line, _ := br.ReadString('\n')
+			want := "HTTP/1.1 417 Expectation Failed\r\n"
+			if name == "continue" {
+				if want = "HTTP/1.1 100 Continue\r\n"; line == want {
+					_, _ = io.WriteString(conn, "hello")
+					rest, _ := br.ReadString('o') // the empty line, the answer's head and body
+					for !strings.HasSuffix(rest, "hello") {
+						more, err := br.ReadString('o')
+						if rest += more; err != nil {
+							t.Fatalf("after 100: %q, %v", rest, err)
+						}
+					}
+				}
+			}
+			if line != want {
+				t.Errorf("first line = %q, want %q", line, want)
+			}
+			if answer := testenv.Send(t, r.addr, get("/next")); !strings.HasSuffix(answer, "\r\n\r\nnext") {
+				t.Errorf("next answer = %q", answer)
+			}
+		})
+	}
+}

@@ -63,6 +63,9 @@ func (ex *exchange) handshake() error {
 	return nil
 }
 
+// handshakeHeader is all that the reverse proxy sees of a handshake. It copies it.
+var handshakeHeader = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+
 func (ex *exchange) allows(origin string) bool {
 	if strings.EqualFold(origin, ex.call.Scheme+"://"+ex.call.Host) {
 		return true

@@ -115,7 +115,7 @@ func TestWebSocketHeader(t *testing.T) {
 		wsHandshake(wsVersion, wsNonce, "Origin: https://app.example.com", "x_auth_user: admin", "Cookie: __Host-coatcheck=T; a=1", "Sec-WebSocket-Protocol: chat"),
 		"keep-alive, Upgrade", "close, Upgrade, X-Auth-User, Cookie", 1))
 	wantFields(t, got, map[string][]string{
-		"connection": {"Upgrade"}, "upgrade": {"WebSocket"}, "sec-websocket-key": {wsKey}, "sec-websocket-version": {"13"}, "sec-websocket-protocol": {"chat"},
+		"connection": {"Upgrade"}, "upgrade": {"websocket"}, "sec-websocket-key": {wsKey}, "sec-websocket-version": {"13"}, "sec-websocket-protocol": {"chat"},
 		"x-auth-user": {"alice"}, "cookie": {"a=1"}, "origin": {"https://app.example.com"},
 	})
 	if !strings.HasPrefix(answer, "HTTP/1.1 200 OK\r\n") { // an app may decline
@@ -218,6 +218,28 @@ func TestWebSocketNoTunnel(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Behind a ResponseWriter that can't be taken over there is no tunnel, and none is left
+// half open.
+func TestWebSocketWithoutHijacker(t *testing.T) {
+	hungUp := make(chan struct{})
+	rec := testenv.Record(t, func(conn net.Conn, _ string) bool {
+		_, _ = io.WriteString(conn, switching)
+		_, _ = io.Copy(io.Discard, conn)
+		close(hungUp)
+		return false
+	})
+	r := newRig(t, rec.URL, nil, nil)
+	next := r.Config.Handler
+	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		next.ServeHTTP(struct{ http.ResponseWriter }{w}, req)
+	})
+	answer := testenv.Send(t, r.addr, strings.Replace(wsHandshake(wsVersion, wsNonce), "keep-alive,", "close,", 1))
+	if !strings.HasSuffix(answer, string(coatcheck.CodeUpstreamFailed)) {
+		t.Errorf("answer = %q, want %s", answer, coatcheck.CodeUpstreamFailed)
+	}
+	<-hungUp
 }
 
 // A client may not wait for the 101; nothing it sends is lost.
