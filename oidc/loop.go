@@ -24,10 +24,8 @@ var errLoop = errors.New("third sign-in within 30 s and no request was served in
 	"all nodes must use the same session store")
 
 func (p *RelyingParty) signInsPlace() seal.Place {
-	return seal.Place{Purpose: "signins", Tenant: p.Tenant, Cookie: p.signInsName()}
+	return seal.Place{Purpose: "signins", Tenant: p.Tenant, Cookie: p.signInsName}
 }
-
-func (p *RelyingParty) signInsName() string { return p.Jar.Name("signins") }
 
 // noteSignIn counts a completed sign-in. It returns CodeSignInLoop for one too many,
 // and then forgets them all, so that the next try starts at zero.
@@ -41,7 +39,7 @@ func (p *RelyingParty) noteSignIn(h, request http.Header) error {
 		}
 	}
 	if len(times) >= loopSignIns {
-		p.Jar.Expire(h, p.signInsName())
+		p.Jar.Expire(h, p.signInsName)
 		return coatcheck.E(coatcheck.CodeSignInLoop, op, errLoop)
 	}
 	plain, err := cbor.Marshal(times)
@@ -52,7 +50,7 @@ func (p *RelyingParty) noteSignIn(h, request http.Header) error {
 	if err != nil {
 		return coatcheck.E(coatcheck.CodeInternal, op, err)
 	}
-	p.Jar.Set(h, p.signInsName(), value, loopWindow)
+	p.Jar.Set(h, p.signInsName, value, loopWindow)
 	return nil
 }
 
@@ -60,7 +58,7 @@ func (p *RelyingParty) noteSignIn(h, request http.Header) error {
 // cookie that can't be read counts nothing: it only ever helps a person to understand.
 func (p *RelyingParty) signIns(request http.Header) []int64 {
 	for name, value := range cookie.Each(request) {
-		if name != p.signInsName() {
+		if name != p.signInsName {
 			continue
 		}
 		var times []int64
@@ -76,7 +74,7 @@ func (p *RelyingParty) signIns(request http.Header) []int64 {
 // are forgotten; a request without their cookie costs one look at its cookies.
 func (p *RelyingParty) Served(h http.Header, r *http.Request) {
 	for name := range cookie.Each(r.Header) {
-		if name == p.signInsName() {
+		if name == p.signInsName {
 			p.Jar.Expire(h, name)
 			return
 		}

@@ -70,6 +70,8 @@ type Once interface {
 type RelyingParty struct {
 	Config
 	client *http.Client
+	// signInsName is the cookie that counts completed sign-ins.
+	signInsName string
 
 	mu      sync.RWMutex
 	current *provider // nil until discovery has succeeded once
@@ -89,9 +91,10 @@ func New(config Config) *RelyingParty {
 		config.Now = time.Now
 	}
 	return &RelyingParty{
-		Config: config,
-		client: newClient(),
-		cause:  errors.New("oidc: the provider was not asked yet"),
+		Config:      config,
+		client:      newClient(),
+		signInsName: config.Jar.Name("signins"),
+		cause:       errors.New("oidc: the provider was not asked yet"),
 	}
 }
 
