@@ -258,3 +258,27 @@ func TestConnectionEndsUnderACall(t *testing.T) {
 		t.Errorf("Get after a Replace whose answer was lost: %q, %v", r.Value, err)
 	}
 }
+
+// Each call has a deadline of its own, before the connection is given up.
+func TestCallsTimeOut(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s, ctx := open(t, Options{URL: server.URL(), Timeout: 400 * time.Millisecond}), t.Context()
+	server.Pause()
+	defer server.Resume()
+	var wg sync.WaitGroup
+	for op, call := range map[string]func() error{
+		"get":     func() error { _, err := s.Get(ctx, "k"); return err },
+		"create":  func() error { return s.Create(ctx, "k", nil, time.Hour) },
+		"replace": func() error { return s.Replace(ctx, "k", 1, nil, time.Hour) },
+		"touch":   func() error { return s.Touch(ctx, "k", time.Hour) },
+		"delete":  func() error { return s.Delete(ctx, "k") },
+		"ping":    func() error { return s.Ping(ctx) },
+	} {
+		wg.Go(func() {
+			if err := call(); !errors.Is(err, context.DeadlineExceeded) || !strings.HasPrefix(err.Error(), "store/redis: "+op+": ") {
+				t.Errorf("%s: %v, want its deadline", op, err)
+			}
+		})
+	}
+	wg.Wait()
+}
