@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	runs := flags.Int("runs", 0, "`number` of interleaved runs (5)")
 	requests := flags.Int("requests", 0, "`number` of requests per run and target (20000)")
 	out := flags.String("out", "bench", "`folder` for result.json and RESULT.md")
-	profiles := flags.String("profile", "", "`folder` for CPU profiles of coatcheck; their top functions are printed, and nothing else is measured")
+	profiles := flags.String("profile", "", "`folder` for profiles of coatcheck; their top functions are printed, and nothing else is measured")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

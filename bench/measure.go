@@ -48,12 +48,10 @@ func authLoad(address string, cookies []string) *load {
 // measure does everything: start-up and memory first, on nodes of their own, then the
 // processor times, then memory under load.
 func (l *lab) measure(ctx context.Context) (*result, error) {
-	r, err := l.newResult()
-	if err != nil {
-		return nil, err
-	}
+	r := l.newResult(ctx)
 	addresses := make([]string, 3)
 	for i := range addresses {
+		var err error
 		if addresses[i], err = freePort(); err != nil {
 			return nil, err
 		}

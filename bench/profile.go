@@ -12,8 +12,9 @@ import (
 	"time"
 )
 
-// profile takes a CPU profile of a node with each store while it serves signed-in
-// requests, keeps it in a folder, and writes the functions that took most.
+// profile takes profiles of a node with each store while it serves signed-in requests,
+// keeps them in a folder, and writes the functions that took most time, and most
+// memory since the node began.
 func (l *lab) profile(ctx context.Context, folder string, stdout io.Writer) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
@@ -37,28 +38,37 @@ func (l *lab) profile(ctx context.Context, folder string, stdout io.Writer) erro
 		if err != nil {
 			return err
 		}
-		file := filepath.Join(folder, "cpu-"+store+".pprof")
-		if err := l.profileNode(ctx, n, pageLoad(address, cookies), file); err != nil {
+		cpu, heap := filepath.Join(folder, "cpu-"+store+".pprof"), filepath.Join(folder, "heap-"+store+".pprof")
+		if err := l.profileNode(ctx, n, pageLoad(address, cookies), cpu, heap); err != nil {
 			return err
 		}
 		n.stop() // the next one takes its address
-		fmt.Fprintf(stdout, "\n%s: %s\n", store, file)
-		top := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=40", l.binary, file)
-		top.Stdout, top.Stderr = stdout, l.progress
-		if err := top.Run(); err != nil {
-			return fmt.Errorf("go tool pprof: %w", err)
+		fmt.Fprintf(stdout, "\n%s, processor time: %s\n", store, cpu)
+		if err := l.top(ctx, stdout, "-cum", cpu); err != nil {
+			return err
+		}
+		fmt.Fprintf(stdout, "\n%s, memory allocated: %s\n", store, heap)
+		if err := l.top(ctx, stdout, "-sample_index=alloc_space", heap); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// profileNode puts load on a node for as long as its profile takes.
-func (l *lab) profileNode(ctx context.Context, n *node, load *load, file string) error {
+// top writes the first 40 functions of a profile.
+func (l *lab) top(ctx context.Context, stdout io.Writer, order, file string) error {
+	pprof := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=40", order, l.binary, file)
+	pprof.Stdout, pprof.Stderr = stdout, l.progress
+	if err := pprof.Run(); err != nil {
+		return fmt.Errorf("go tool pprof: %w", err)
+	}
+	return nil
+}
+
+// profileNode puts load on a node for as long as its profiles take.
+func (l *lab) profileNode(ctx context.Context, n *node, load *load, cpu, heap string) error {
 	defer load.close()
 	if err := load.open(ctx, n.address, l.Connections); err != nil {
-		return err
-	}
-	if err := load.send(ctx, l.Requests/10); err != nil {
 		return err
 	}
 	loaded, end := context.WithCancel(ctx)
@@ -73,7 +83,9 @@ func (l *lab) profileNode(ctx context.Context, n *node, load *load, file string)
 		}
 		sent <- nil
 	}()
-	err := fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=10", n.admin), file)
+	err := errors.Join(
+		fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=10", n.admin), cpu),
+		fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/heap", n.admin), heap))
 	end()
 	return errors.Join(err, <-sent)
 }

@@ -2,11 +2,12 @@ package main
 
 import (
 	"bytes"
-	"debug/buildinfo"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // A result is everything that was measured, as result.json has it.
 type result struct {
 	Date     time.Time `json:"date"`
-	Commit   string    `json:"commit"` // of the binary; "" if it was built outside of a checkout
+	Commit   string    `json:"commit"` // "" outside of a checkout
 	Modified bool      `json:"modified"`
 	Go       string    `json:"go"`
 	Platform string    `json:"platform"`
@@ -79,27 +80,21 @@ func ratios(values, against []float64) *spread {
 }
 
 // newResult says what is measured, and where.
-func (l *lab) newResult() (*result, error) {
-	info, err := buildinfo.ReadFile(l.binary)
-	if err != nil {
-		return nil, err
-	}
+func (l *lab) newResult(ctx context.Context) *result {
 	r := &result{
 		Date:     time.Now().UTC().Truncate(time.Second),
-		Go:       info.GoVersion,
+		Go:       runtime.Version(),
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		CPUs:     runtime.NumCPU(),
 		Settings: l.settings,
 	}
-	for _, s := range info.Settings {
-		switch s.Key {
-		case "vcs.revision":
-			r.Commit = s.Value
-		case "vcs.modified":
-			r.Modified = s.Value == "true"
-		}
+	// The toolchain that runs this has built what is measured, from the same checkout.
+	if head, err := exec.CommandContext(ctx, "git", "rev-parse", "HEAD").Output(); err == nil {
+		r.Commit = strings.TrimSpace(string(head))
+		changes, err := exec.CommandContext(ctx, "git", "status", "--porcelain", "--untracked-files=no").Output()
+		r.Modified = err != nil || len(changes) > 0
 	}
-	return r, nil
+	return r
 }
 
 // add takes over a target's runs. What it is compared with has been added before.
