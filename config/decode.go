@@ -254,7 +254,8 @@ func suggestion(name string, keys []string) string {
 }
 
 // distance returns how many letters must be inserted, deleted, changed or swapped
-// with their neighbour to make b of a. It gives up at 3 where lengths differ more.
+// with their neighbour to make b of a. It says 3 where lengths differ by more than 2,
+// so that a key of any length costs little.
 func distance(a, b string) int {
 	if len(a)-len(b) > 2 || len(b)-len(a) > 2 {
 		return 3
