@@ -62,12 +62,16 @@ func TestLifetimes(t *testing.T) {
 			t.Errorf("an expired code: %v", err)
 		}
 		time.Sleep(time.Hour - time.Minute - instant)
+		young, _ := l.authorize(cookie, testGrant()) // its session ends before it does
 		if _, refresh, err = l.refresh("web", refresh); err != nil {
 			t.Fatalf("a refresh token in its session's last instant: %v", err)
 		}
 		time.Sleep(instant)
 		if _, _, err := l.refresh("web", refresh); !errors.Is(err, errUnknownGrant) {
 			t.Errorf("a refresh token after its session: %v", err)
+		}
+		if _, _, err := l.redeem("web", young, "u", testVerifier); !errors.Is(err, errUnknownGrant) {
+			t.Errorf("a code after its session: %v", err)
 		}
 		if _, ok := l.granted(g.id); ok {
 			t.Error("an access token works after its session")
@@ -158,4 +162,35 @@ func TestAccessTokenExpires(t *testing.T) {
 			t.Errorf("afterwards: %d", got)
 		}
 	})
+}
+
+// An ID token is no access token and the other way round, whatever their claims.
+func TestTokenKindsAreApart(t *testing.T) {
+	k, err := newKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, signed := range []string{typIDToken, typAccessToken} {
+		token, err := k.sign(signed, accessClaims{Subject: "alice"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, wanted := range []string{typIDToken, typAccessToken} {
+			var claims accessClaims
+			if err := k.verify(wanted, token, &claims); (err == nil) != (signed == wanted) {
+				t.Errorf("%s read as %s: %v", signed, wanted, err)
+			}
+		}
+	}
+	other, err := newKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := other.sign(typIDToken, idClaims{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.verify(typIDToken, token, &idClaims{}); err == nil {
+		t.Error("another key's token was believed")
+	}
 }

@@ -1,7 +1,6 @@
 package devprovider
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,8 +12,9 @@ import (
 var ErrNotLoopback = errors.New("not a loopback address")
 
 // Listen announces on a TCP address of this machine that no other machine can reach:
-// a loopback IP address or "localhost", and a port ("127.0.0.1:0" picks a free one).
-// Everything else, an empty host included, is ErrNotLoopback.
+// a loopback IP address or "localhost", which is 127.0.0.1 here, and a port
+// ("127.0.0.1:0" picks a free one). Everything else, an empty host included, is
+// ErrNotLoopback.
 func Listen(addr string) (net.Listener, error) {
 	const op = "devprovider: listen on"
 	host, port, err := net.SplitHostPort(addr)
@@ -24,39 +24,24 @@ func Listen(addr string) (net.Listener, error) {
 	if !isLoopback(host) {
 		return nil, fmt.Errorf("%s %q: %w", op, addr, ErrNotLoopback)
 	}
-	// "localhost" is whatever the resolver says, so what it said is judged once more,
-	// and that very address is bound.
-	ips, err := net.DefaultResolver.LookupNetIP(context.Background(), "ip", host)
+	if host == localhost {
+		host = "127.0.0.1" // whatever a resolver may say (RFC 6761 §6.3)
+	}
+	l, err := net.Listen("tcp", net.JoinHostPort(host, port))
 	if err != nil {
 		return nil, fmt.Errorf("%s %q: %w", op, addr, err)
 	}
-	for _, ip := range ips {
-		if !ip.IsLoopback() {
-			return nil, fmt.Errorf("%s %q, which is %s: %w", op, addr, ip, ErrNotLoopback)
-		}
-	}
-	ln, err := net.Listen("tcp", net.JoinHostPort(preferIPv4(ips).String(), port))
-	if err != nil {
-		return nil, fmt.Errorf("%s %q: %w", op, addr, err)
-	}
-	return ln, nil
+	return l, nil
 }
 
-// isLoopback reports whether a host is a loopback IP address or "localhost". No other
-// name is looked up.
+const localhost = "localhost"
+
+// isLoopback reports whether a host is a loopback IP address or "localhost". No name
+// is looked up.
 func isLoopback(host string) bool {
-	if host == "localhost" {
+	if host == localhost {
 		return true
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
-}
-
-func preferIPv4(ips []netip.Addr) netip.Addr {
-	for _, ip := range ips {
-		if ip.Unmap().Is4() {
-			return ip.Unmap()
-		}
-	}
-	return ips[0]
 }

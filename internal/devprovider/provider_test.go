@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -427,6 +428,9 @@ func TestListen(t *testing.T) {
 		if err != nil {
 			t.Errorf("Listen(%q): %v", addr, err)
 			continue
+		}
+		if !l.Addr().(*net.TCPAddr).IP.IsLoopback() {
+			t.Errorf("Listen(%q) listens on %s", addr, l.Addr())
 		}
 		_ = l.Close()
 	}

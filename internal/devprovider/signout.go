@@ -104,7 +104,7 @@ func (p *Provider) readLogout(w http.ResponseWriter, form url.Values) (logout, b
 	if hint := form.Get("id_token_hint"); hint != "" {
 		// An expired one is fine (§4): sessions outlive ID tokens.
 		out.hint = &idClaims{}
-		if err := p.keys.verify(typIDToken, hint, out.hint); err != nil || out.hint.Issuer != p.issuer {
+		if err := p.keys.verify(typIDToken, hint, out.hint); err != nil {
 			return refuse("The id_token_hint is not one of this provider’s ID tokens. It may be from before a restart.")
 		}
 		if clientID != "" && clientID != out.hint.Audience {

@@ -110,6 +110,12 @@ func TestTokenRequestErrors(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a guessed code", func(t *testing.T) {
+		grant, _, _ := strings.Cut(r.signIn(t, "alice"), ".")
+		if _, oauthErr, _ := r.tokenRequest(t, grant+".guess", nil); oauthErr != "invalid_grant" {
+			t.Errorf("%q", oauthErr)
+		}
+	})
 	t.Run("a parameter twice", func(t *testing.T) {
 		page := r.fetch(t, "POST", r.issuer+"/token", "grant_type=authorization_code&code=a&code=b")
 		if page.Status != 400 || !strings.Contains(page.Body, "invalid_request") {
