@@ -1,0 +1,206 @@
+package session
+
+import (
+	"encoding/hex"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+// goldenSession is what testdata/record-v1.hex holds.
+func goldenSession() *coatcheck.Session {
+	at := func(hour int) time.Time { return time.Date(2026, 1, 2, hour, 4, 5, 678e6, time.UTC) }
+	return &coatcheck.Session{
+		Tenant: "default", Provider: "corp", State: coatcheck.Authenticated,
+		Identity: coatcheck.Identity{
+			Issuer: "https://idp.example", Subject: "248289761001",
+			Email: "alice@corp.example", EmailVerified: true,
+			PreferredUsername: "alice", Name: "Alice Ünal", Groups: []string{"agent", "admins"},
+		},
+		ProviderSID: "08a5019c-17e1-4977-8f42-65a12843ea02",
+		Tokens:      coatcheck.Tokens{ID: "id token", Access: "access token", Refresh: "refresh token", AccessExpiry: at(4)},
+		AuthTime:    at(2), Created: at(3), Deadline: at(15),
+	}
+}
+
+func goldenRecord(t testing.TB) []byte {
+	t.Helper()
+	text, err := os.ReadFile("testdata/record-v1.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// What one version stored every later one reads: the file is never made anew.
+func TestGoldenRecord(t *testing.T) {
+	got, err := decode(goldenRecord(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(goldenSession(), got); diff != "" {
+		t.Errorf("decode (-want +got):\n%s", diff)
+	}
+	data, err := encode(goldenSession())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(goldenRecord(t), data); diff != "" {
+		t.Errorf("encode (-want +got):\n%s", diff)
+	}
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	// Any text, since a provider's need not be UTF-8.
+	text := rapid.OneOf(rapid.String(), rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 20), func(b []byte) string { return string(b) }))
+	rapid.Check(t, func(t *rapid.T) {
+		secret := func(name string) coatcheck.Secret { return coatcheck.Secret(text.Draw(t, name)) }
+		moment := func(name string) time.Time {
+			return fromMillis(rapid.Int64Range(0, 1<<43).Draw(t, name))
+		}
+		want := &coatcheck.Session{
+			Tenant: text.Draw(t, "tenant"), Provider: text.Draw(t, "provider"),
+			State: rapid.SampledFrom([]coatcheck.State{coatcheck.Anonymous, coatcheck.Returning, coatcheck.Authenticated}).Draw(t, "state"),
+			Identity: coatcheck.Identity{
+				Issuer: text.Draw(t, "issuer"), Subject: text.Draw(t, "subject"),
+				Email: text.Draw(t, "email"), EmailVerified: rapid.Bool().Draw(t, "verified"),
+				PreferredUsername: text.Draw(t, "user name"), Name: text.Draw(t, "name"),
+				Groups: rapid.SliceOfN(text, 0, 5).Draw(t, "groups"),
+			},
+			ProviderSID: text.Draw(t, "sid"),
+			Tokens: coatcheck.Tokens{
+				ID: secret("id"), Access: secret("access"), Refresh: secret("refresh"), AccessExpiry: moment("expiry"),
+			},
+			AuthTime: moment("auth time"), Created: moment("created"), Deadline: moment("deadline"),
+		}
+		data, err := encode(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := decode(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("a record changed (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// with returns the golden record with some of its fields changed; nil removes one.
+func with(t testing.TB, changes map[any]any) []byte {
+	t.Helper()
+	fields := map[any]any{}
+	if err := cbor.Unmarshal(goldenRecord(t), &fields); err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range changes {
+		if v == nil {
+			delete(fields, k)
+			continue
+		}
+		fields[k] = v
+	}
+	data, err := encMode.Marshal(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// strangeRecords are records that this version can't read, and whether they say that
+// they are of another one.
+func strangeRecords(t testing.TB) map[string]struct {
+	data    []byte
+	version bool
+} {
+	golden := goldenRecord(t)
+	type strange = struct {
+		data    []byte
+		version bool
+	}
+	first := uint64(0)
+	return map[string]strange{
+		"the next version":                    {with(t, map[any]any{first: 2}), true},
+		"the next version, with a new field":  {with(t, map[any]any{first: 2, uint64(19): "x"}), true},
+		"the next version, with another type": {with(t, map[any]any{first: 2, uint64(1): 5}), true},
+		"no version":                          {with(t, map[any]any{first: nil}), true},
+		"a negative version":                  {with(t, map[any]any{first: -1}), true},
+		"a field too many":                    {with(t, map[any]any{uint64(19): "x"}), false},
+		"a field named by text":               {with(t, map[any]any{"tenant": "x"}), false},
+		"another type":                        {with(t, map[any]any{uint64(5): 5}), false},
+		"a state that is none":                {with(t, map[any]any{uint64(3): 3}), false},
+		"a state that is no uint8":            {with(t, map[any]any{uint64(3): 258}), false},
+		"a tag":                               {with(t, map[any]any{uint64(5): cbor.Tag{Number: 2, Content: []byte{1}}}), false},
+		"a version that is text":              {with(t, map[any]any{first: "1"}), false},
+		"a field twice":                       {append([]byte{golden[0] + 1}, append(golden[1:len(golden):len(golden)], 0, 1)...), false},
+		"an indefinite length":                {append([]byte{0xbf}, append(golden[2:len(golden):len(golden)], 0xff)...), false},
+		"bytes behind it":                     {append(golden[:len(golden):len(golden)], 0), false},
+		"cut off":                             {golden[:len(golden)-1], false},
+		"nothing":                             {nil, false},
+		"a list":                              {[]byte{0x80}, false},
+		"text":                                {[]byte("not a record"), false},
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, strange := range strangeRecords(t) {
+		t.Run(name, func(t *testing.T) {
+			got, err := decode(strange.data)
+			if got != nil || err == nil {
+				t.Fatalf("decode = %+v, %v; want an error", got, err)
+			}
+			if errors.Is(err, errRecordVersion) != strange.version {
+				t.Errorf("%v: is it about the version? want %t", err, strange.version)
+			}
+			for _, secret := range []string{"alice", "token", "248289761001"} {
+				if strings.Contains(err.Error(), secret) {
+					t.Errorf("the error shows what the record holds: %v", err)
+				}
+			}
+		})
+	}
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	f.Add(goldenRecord(f))
+	for _, strange := range strangeRecords(f) {
+		f.Add(strange.data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := decode(data)
+		if err != nil {
+			if s != nil {
+				t.Error("a session beside an error")
+			}
+			return
+		}
+		if s.State > coatcheck.Authenticated {
+			t.Errorf("a session in state %v", s.State)
+		}
+		again, err := encode(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		same, err := decode(again)
+		if err != nil {
+			t.Fatalf("a record does not read what it wrote: %v", err)
+		}
+		if diff := cmp.Diff(s, same, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("a session changed (-want +got):\n%s", diff)
+		}
+	})
+}
