@@ -151,10 +151,7 @@ func parseAnswer(rawQuery string) (*answer, error) {
 		state: q.Get("state"), code: q.Get("code"), issuer: q.Get("iss"),
 		failure: q.Get("error"), description: q.Get("error_description"),
 	}
-	switch {
-	case a.state == "":
-		return nil, errors.New("no state")
-	case (a.code == "") == (a.failure == ""):
+	if (a.code == "") == (a.failure == "") {
 		return nil, errors.New("neither or both of code and error")
 	}
 	return a, nil

@@ -436,6 +436,16 @@ func TestReturnURLCheckedTwice(t *testing.T) {
 	if err != nil || login.ReturnTo != "/" {
 		t.Errorf("returns to %+v, %v", login, err)
 	}
+
+	_, p, clock := newPair(t, nil)
+	asked = b.start(p, "https://b.t1.test:8443/x")
+	p.Returns = NewReturns(&url.URL{Scheme: "https", Host: "app.t1.test"})
+	clock.add(preLoginLife)
+	_, err = b.callback(p, url.Values{"state": {asked.Get("state")}, "code": {"c"}})
+	var expired *Expired
+	if !errors.As(err, &expired) || expired.ReturnTo != "/" {
+		t.Errorf("starts afresh to %+v, %v", expired, err)
+	}
 }
 
 // Mix-up between two providers: nothing of one sign-in reaches the other provider.
@@ -449,5 +459,8 @@ func TestMixUp(t *testing.T) {
 	wantCode(t, err, coatcheck.CodeBadCallback)
 	if honest.redeemed()+evil.redeemed() != 0 {
 		t.Error("the code was sent")
+	}
+	if len(b.cookies()) != 0 {
+		t.Error("the sign-in can still be completed")
 	}
 }

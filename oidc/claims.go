@@ -25,7 +25,7 @@ const (
 // claims are the members of a JSON object, under their exact names.
 type claims map[string]any
 
-// parseClaims reads a JSON object. A member that stands there twice is refused at any
+// parseClaims reads a JSON object; null is one without members. A member that stands there twice is refused at any
 // depth: who reads the first and who reads the last would see two people (RFC 8725
 // §2.4). Names are told apart by case, unlike in encoding/json.
 func parseClaims(data []byte) (claims, error) {
@@ -35,9 +35,6 @@ func parseClaims(data []byte) (claims, error) {
 	var c claims
 	if err := josejson.Unmarshal(data, &c); err != nil {
 		return nil, errors.New(quote(err.Error()))
-	}
-	if c == nil {
-		return nil, errors.New("not an object")
 	}
 	return c, nil
 }

@@ -85,9 +85,6 @@ func checkForm(raw string) error {
 	if len(raw) > maxIDToken {
 		return fmt.Errorf("the ID token is over %d bytes", maxIDToken)
 	}
-	if strings.Count(raw, ".") != 2 {
-		return errors.New("the ID token has not three parts")
-	}
 	encoded, _, _ := strings.Cut(raw, ".")
 	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {

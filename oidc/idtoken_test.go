@@ -78,6 +78,9 @@ func TestIDTokenClaims(t *testing.T) {
 		{"exp no number", lies{"exp": strconv.FormatInt(at(time.Hour), 10)}, false},
 		{"exp negative", lies{"exp": -1}, false},
 		{"exp absurd", lies{"exp": 1e300}, false},
+		{"iat negative", lies{"iat": -1}, false},
+		{"iat absurd", lies{"iat": 1e300}, false},
+		{"nbf absurd", lies{"nbf": 1e300}, false},
 		{"iat no number", lies{"iat": true}, false},
 		{"nbf no number", lies{"nbf": "x"}, false},
 		{"A-O6 no nonce", lies{"nonce": nil}, false},
@@ -363,6 +366,11 @@ func TestIdentity(t *testing.T) {
 			name: "from userinfo", claims: object{"email": nil, "groups": nil, "name": nil},
 			userinfo: object{"sub": "alice-1", "email": "a@b", "email_verified": false, "groups": "one", "name": "A"},
 			want:     coatcheck.Identity{Email: "a@b", Groups: []string{"one"}, Name: "A"}, // not verified: the ID token's word was for another address
+		},
+		{
+			name: "only the address is lacking", claims: object{"email": nil},
+			userinfo: object{"sub": "alice-1", "email": "a@b", "email_verified": true, "groups": []string{"x"}},
+			want:     coatcheck.Identity{Email: "a@b", EmailVerified: true, Groups: []string{"admins", "staff"}, Name: "Alice"},
 		},
 		{
 			name: "the ID token comes first", claims: object{"groups": nil},

@@ -6,11 +6,13 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/json"
 	"errors"
 	"math/big"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -177,42 +179,40 @@ func TestKeysUnreachable(t *testing.T) {
 // Any number of callers wait for one fetch, each no longer than its own context lets
 // it, and nobody's context ends the fetch for the others.
 func TestSingleFlight(t *testing.T) {
-	begun, release := make(chan struct{}, 100), make(chan struct{})
-	i, p, _ := newPair(t, nil)
-	current, err := p.provider("test")
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: rsaKey(0).Public(), KeyID: "k1"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	works := current.keys.get
-	current.keys.get = func(ctx context.Context) ([]byte, error) {
-		begun <- struct{}{}
-		<-release
-		return works(ctx)
-	}
-	good := sign(goodHeader, i.honest("n"), rsaKey(0))
-
-	ctx, cancel := context.WithCancel(t.Context())
-	first := make(chan error)
-	go func() {
-		_, err := current.keys.VerifySignature(ctx, good)
-		first <- err
-	}()
-	<-begun
-	var wg sync.WaitGroup
-	for range 20 {
+	token := sign(goodHeader, `{}`, rsaKey(0))
+	synctest.Test(t, func(t *testing.T) {
+		fetches, release := 0, make(chan struct{})
+		keys := &keySet{now: time.Now, get: func(ctx context.Context) ([]byte, error) {
+			fetches++
+			<-release
+			return set, ctx.Err()
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := current.keys.VerifySignature(t.Context(), good); err != nil {
-				t.Error(err)
+			if _, err := keys.VerifySignature(ctx, token); !errors.Is(err, context.Canceled) {
+				t.Errorf("the first caller: %v", err)
 			}
 		})
-	}
-	cancel()
-	if err := <-first; !errors.Is(err, context.Canceled) {
-		t.Errorf("the first caller: %v", err)
-	}
-	close(release)
-	wg.Wait()
-	if n := i.fetchedKeys(); n != 1 {
-		t.Errorf("%d fetches, want 1", n)
-	}
+		synctest.Wait()
+		for range 20 {
+			wg.Go(func() {
+				if _, err := keys.VerifySignature(t.Context(), token); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if fetches != 1 {
+			t.Errorf("%d fetches, want 1", fetches)
+		}
+	})
 }

@@ -55,9 +55,6 @@ func (v *Returns) authority(s string) string {
 // and non-ASCII bytes percent-encoded. It returns CodeBadReturnURL for everything
 // that leads, or might lead, somewhere else.
 func (v *Returns) Check(raw string) (string, error) {
-	if len(raw) > MaxReturnURL {
-		return "", badReturn("too long")
-	}
 	for i := range len(raw) {
 		if raw[i] < ' ' || raw[i] == 0x7f {
 			return "", badReturn("a control character in it")
