@@ -44,6 +44,12 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 		return err
 	}
 
+	log := io.Discard
+	if c.Log {
+		log = con.err
+	}
+	logger := slog.New(slog.NewJSONHandler(log, nil))
+
 	var servers sync.WaitGroup
 	defer servers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -74,6 +80,7 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 			RedirectURIs:           []string{public + "/oauth2/callback"},
 			PostLogoutRedirectURIs: []string{public + "/oauth2/sign_out/done"},
 		}},
+		Logger: logger,
 	})
 	if err != nil {
 		return errors.Join(err, providerListener.Close())
@@ -97,11 +104,7 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	log := io.Discard
-	if c.Log {
-		log = con.err
-	}
-	n, err := newNode(ctx, cfg, slog.New(slog.NewJSONHandler(log, nil)))
+	n, err := newNode(ctx, cfg, logger)
 	if err != nil {
 		return err
 	}
@@ -166,9 +169,13 @@ Stop with Ctrl-C.
 `, public, issuer, public, public, public, public, filepath.Join(dir, "coatcheck.yaml"))
 }
 
-// serveUntil serves h on l until the context ends.
+// serveUntil serves h on l until the context ends, and open streams with it.
 func serveUntil(ctx context.Context, l net.Listener, h http.Handler) {
-	s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	s := &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
 	_ = s.Serve(l) // http.ErrServerClosed
