@@ -305,6 +305,33 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+// Fields for the hop to us end here, also those that net/http's server keeps to itself.
+func TestHeaderHopByHop(t *testing.T) {
+	app, _ := url.Parse("http://app.test")
+	var sent http.Header
+	u := upstream.New(upstream.Options{
+		URL: app, Jar: cookie.New("coatcheck", "", false), Streams: new(upstream.Streams),
+		Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+			sent = r.Header
+			return &http.Response{StatusCode: 204, Header: http.Header{}, Body: http.NoBody}, nil
+		}),
+	})
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Header = http.Header{"X-End": {"1"}, "User-Agent": {"x"}, "Te": {"trailers, gzip"}}
+	for _, name := range []string{
+		"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
+	} {
+		r.Header.Set(name, "x")
+	}
+	if err := u.Forward(httptest.NewRecorder(), r, &upstream.Call{RawPath: "/"}); err != nil {
+		t.Fatal(err)
+	}
+	want := http.Header{"X-End": {"1"}, "User-Agent": {"x"}, "Te": {"trailers"}, "Coatcheck-State": {"anonymous"}}
+	if diff := cmp.Diff(want, sent); diff != "" {
+		t.Errorf("header (-want +got):\n%s", diff)
+	}
+}
+
 // Whatever folds to a field of ours reaches the app once, from us, or not at all.
 func FuzzFold(f *testing.F) {
 	for _, name := range []string{

@@ -269,6 +269,50 @@ func TestForwardClientGone(t *testing.T) {
 	}
 }
 
+// An answer that the client does not want to the end is not the app's fault.
+func TestForwardClientGoneInAnswer(t *testing.T) {
+	rec := testenv.Record(t, func(conn net.Conn, _ string) bool {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+		_, _ = conn.Read(make([]byte, 1)) // returns when the proxy gives up
+		return false
+	})
+	r := newRig(t, rec.URL, nil, nil)
+	next := r.Config.Handler
+	ended := make(chan struct{})
+	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		defer close(ended)
+		next.ServeHTTP(w, req)
+	})
+	res, err := http.Get(r.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.ReadFull(res.Body, make([]byte, 4))
+	res.Body.Close()
+	<-ended
+	if n := r.up.Broken(); n != 0 {
+		t.Errorf("Broken() = %d, want 0", n)
+	}
+}
+
+// A client that stops in mid-body has gone.
+func TestForwardHalfBody(t *testing.T) {
+	rec := testenv.Record(t, testenv.OK)
+	r := newRig(t, rec.URL, nil, nil)
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+	_ = conn.(*net.TCPConn).CloseWrite()
+	answer, _ := io.ReadAll(conn)
+	if !bytes.HasSuffix(answer, []byte(coatcheck.CodeUnknown)) {
+		t.Errorf("answer = %q, want %s", answer, coatcheck.CodeUnknown)
+	}
+}
+
 // A body that can't be read is the client's fault (A-W5).
 func TestForwardBadBody(t *testing.T) {
 	rec := testenv.Record(t, testenv.OK)

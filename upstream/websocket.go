@@ -45,7 +45,7 @@ func (ex *exchange) handshake() error {
 	if len(key) != 1 {
 		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("not one Sec-WebSocket-Key"))
 	}
-	if nonce, err := base64.StdEncoding.Strict().DecodeString(key[0]); err != nil || len(nonce) != 16 {
+	if nonce, err := base64.StdEncoding.DecodeString(key[0]); err != nil || len(nonce) != 16 {
 		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("no nonce in Sec-WebSocket-Key"))
 	}
 	if r.ContentLength != 0 {
@@ -91,7 +91,7 @@ func acceptKey(key string) string {
 func (ex *exchange) accept(res *http.Response) error {
 	conn, ok := res.Body.(io.ReadWriteCloser)
 	accept := res.Header["Sec-Websocket-Accept"]
-	if !ok || ex.websocket == "" || len(accept) != 1 || accept[0] != ex.websocket ||
+	if !ok || len(accept) != 1 || accept[0] != ex.websocket ||
 		!strings.EqualFold(res.Header.Get("Upgrade"), "websocket") ||
 		!httpguts.HeaderValuesContainsToken(res.Header["Connection"], "Upgrade") {
 		return errors.New("101 without a WebSocket handshake")

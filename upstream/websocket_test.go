@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -188,6 +189,7 @@ func TestWebSocketNoTunnel(t *testing.T) {
 		"no Connection":    {wsHandshake(wsVersion, wsNonce), strings.Replace(switching, "Connection: Upgrade\r\n", "", 1), coatcheck.CodeUpstreamFailed},
 		"nobody asked":     {plain, switching, coatcheck.CodeUpstreamFailed},
 		"nobody asked, -":  {plain, "HTTP/1.1 101 Switching Protocols\r\n\r\n", coatcheck.CodeUpstreamFailed},
+		"nobody asked, ''": {plain, strings.Replace(switching, wsAccept, "", 1), coatcheck.CodeUpstreamFailed},
 		"asked for h2c":    {strings.Replace(wsHandshake(wsVersion, wsNonce), "WebSocket", "h2c", 1), strings.Replace(switching, "Upgrade: websocket", "Upgrade: h2c", 1), coatcheck.CodeUpstreamFailed},
 		"101, not by POST": {strings.Replace(wsHandshake(wsVersion, wsNonce), "GET", "POST", 1), switching, coatcheck.CodeUpstreamFailed},
 	}
@@ -240,6 +242,68 @@ func TestWebSocketWithoutHijacker(t *testing.T) {
 		t.Errorf("answer = %q, want %s", answer, coatcheck.CodeUpstreamFailed)
 	}
 	<-hungUp
+}
+
+// A hijacker lets a test into the moment between taking a connection over and the 101.
+type hijacker struct {
+	http.ResponseWriter
+	between func(net.Conn, *bufio.ReadWriter) *bufio.ReadWriter
+}
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, h.between(conn, buf), nil
+}
+
+// A client that has left by the time of its 101 gets no answer in HTTP.
+func TestWebSocketClientGone(t *testing.T) {
+	rec := testenv.Record(t, testenv.Answer(switching))
+	r := newRig(t, rec.URL, nil, nil)
+	forwarded := make(chan error, 1)
+	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		h := hijacker{w, func(conn net.Conn, buf *bufio.ReadWriter) *bufio.ReadWriter {
+			_ = conn.Close()
+			return buf
+		}}
+		forwarded <- r.up.Forward(h, req, &upstream.Call{RawPath: "/ws", Scheme: "https", Host: "app.example.com"})
+	})
+	testenv.Send(t, r.addr, wsHandshake(wsVersion, wsNonce))
+	if err := <-forwarded; err != nil {
+		t.Errorf("Forward = %v on a connection that is not HTTP's", err)
+	}
+	if n := r.streams.Count(); n != 0 {
+		t.Errorf("Count() = %d", n)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A drain in the middle of a handshake does not speak before the 101 has.
+func TestDrainDuringHandshake(t *testing.T) {
+	r := newRig(t, echo(t), nil, nil)
+	next := r.Config.Handler
+	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		next.ServeHTTP(hijacker{w, func(conn net.Conn, buf *bufio.ReadWriter) *bufio.ReadWriter {
+			var once sync.Once
+			return bufio.NewReadWriter(buf.Reader, bufio.NewWriter(writerFunc(func(p []byte) (int, error) {
+				once.Do(func() {
+					go r.streams.Drain(context.Background())
+					time.Sleep(20 * time.Millisecond) // time to do it wrong
+				})
+				return conn.Write(p)
+			})))
+		}}, req)
+	})
+	c := dial(t, r)
+	if _, _, err := c.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusGoingAway {
+		t.Errorf("the client sees %v", err)
+	}
+	waitNone(t, r)
 }
 
 // A client may not wait for the 101; nothing it sends is lost.
