@@ -46,7 +46,8 @@ type Options struct {
 // A Manager keeps the sessions of one tenant. It is safe for concurrent use.
 type Manager struct {
 	Options
-	slack time.Duration
+	slack  time.Duration
+	opened opened
 }
 
 // New returns a Manager.
@@ -140,12 +141,29 @@ func (m *Manager) open(ctx context.Context, value string) (*Live, error) {
 	}
 	rec, err := m.Store.Get(ctx, t.handle)
 	if errors.Is(err, store.ErrNotFound) {
+		m.opened.forget(t.handle)
 		return nil, ErrInvalid
 	}
 	if err != nil {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
-	plain, err := m.Ring.OpenRecord(m.place(t.handle), t.secret[:], rec.Value)
+	s := m.opened.find(m.Now(), t, rec.Value)
+	if s == nil {
+		if s, err = m.unseal(t, rec.Value); err != nil {
+			return nil, err
+		}
+		m.opened.keep(m.Now(), t, rec.Value, s)
+	}
+	if s.Tenant != m.Tenant || !m.Now().Before(s.Deadline) {
+		return nil, ErrInvalid
+	}
+	return &Live{Session: s, Ref: coatcheck.MakeRef(t.handle), handle: t.handle, ttl: rec.TTL}, nil
+}
+
+// unseal returns the session that a record's value holds.
+func (m *Manager) unseal(t ticket, sealed []byte) (*coatcheck.Session, error) {
+	const op = "session.load"
+	plain, err := m.Ring.OpenRecord(m.place(t.handle), t.secret[:], sealed)
 	switch {
 	case errors.Is(err, seal.ErrBroken):
 		return nil, ErrInvalid
@@ -156,10 +174,7 @@ func (m *Manager) open(ctx context.Context, value string) (*Live, error) {
 	if err != nil {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
-	if s.Tenant != m.Tenant || !m.Now().Before(s.Deadline) {
-		return nil, ErrInvalid
-	}
-	return &Live{Session: s, Ref: coatcheck.MakeRef(t.handle), handle: t.handle, ttl: rec.TTL}, nil
+	return s, nil
 }
 
 // touch moves the idle end of a session that is in use, at most once in m.slack. A
@@ -233,6 +248,7 @@ func (m *Manager) endCarried(ctx context.Context, in http.Header) error {
 		if err := m.Store.Delete(ctx, l.handle); err != nil {
 			return err
 		}
+		m.opened.forget(l.handle)
 	}
 	return nil
 }
@@ -245,6 +261,7 @@ func (m *Manager) End(ctx context.Context, h http.Header, l *Live) error {
 	if err := m.Store.Delete(ctx, l.handle); err != nil {
 		return coatcheck.E(coatcheck.CodeUnknown, "session.end", err)
 	}
+	m.opened.forget(l.handle)
 	m.Clear(h)
 	return nil
 }
