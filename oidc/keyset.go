@@ -21,8 +21,7 @@ const (
 	// fetch there is one in this time, whatever comes in.
 	refetchEvery = 10 * time.Second
 	maxKeys      = 100
-	minRSABits   = 2048 // NIST SP 800-131A
-	maxRSABits   = 8192 // larger ones only make verification slow
+	minRSABits   = 2048 // NIST SP 800-131A; go-jose reads none that is absurdly large
 )
 
 var (
@@ -180,7 +179,7 @@ func usable(key *jose.JSONWebKey) bool {
 	}
 	switch k := key.Key.(type) {
 	case *rsa.PublicKey:
-		return k.N.BitLen() >= minRSABits && k.N.BitLen() <= maxRSABits
+		return k.N.BitLen() >= minRSABits
 	case *ecdsa.PublicKey, ed25519.PublicKey:
 		return true
 	default:
