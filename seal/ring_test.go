@@ -31,7 +31,7 @@ func TestMarshalParse(t *testing.T) {
 }
 
 func TestNewRingsDiffer(t *testing.T) {
-	if NewRing().keys[0].kid == NewRing().keys[0].kid {
+	if a, b := NewRing(), NewRing(); a.keys[0].kid == b.keys[0].kid {
 		t.Error("two new rings have one key")
 	}
 }
