@@ -227,7 +227,7 @@ func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
 	var timeout net.Error
 	upload, _ := ex.upload.Load().(error)
 	switch {
-	case errors.Is(ex.in.Context().Err(), context.Canceled), errors.Is(upload, io.ErrUnexpectedEOF):
+	case errors.Is(ex.in.Context().Err(), context.Canceled): // net/http does so when the client hangs up
 		code = coatcheck.CodeUnknown
 	case upload != nil:
 		code, err = coatcheck.CodeMalformed, upload

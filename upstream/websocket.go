@@ -87,13 +87,12 @@ func acceptKey(key string) string {
 
 // accept checks the app's 101. Bytes may pass unread by HTTP only when the app has
 // switched to the protocol that was asked for (RFC 6455 §4.1); otherwise a client could
-// smuggle requests through.
+// smuggle requests through. That both name the same protocol is for the reverse proxy to
+// compare.
 func (ex *exchange) accept(res *http.Response) error {
 	conn, ok := res.Body.(io.ReadWriteCloser)
 	accept := res.Header["Sec-Websocket-Accept"]
-	if !ok || len(accept) != 1 || accept[0] != ex.websocket ||
-		!strings.EqualFold(res.Header.Get("Upgrade"), "websocket") ||
-		!httpguts.HeaderValuesContainsToken(res.Header["Connection"], "Upgrade") {
+	if !ok || len(accept) != 1 || accept[0] != ex.websocket {
 		return errors.New("101 without a WebSocket handshake")
 	}
 	ex.tunnel = &tunnel{ex: ex, app: conn, started: make(chan struct{})}

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -389,6 +391,7 @@ func TestDrainAtFrameBoundary(t *testing.T) {
 			select {
 			case <-closed:
 				_, _ = io.WriteString(conn, "\x88\x02\x03\xe9")
+				_, _ = io.Copy(io.Discard, conn)
 				return false
 			default:
 			}
@@ -425,6 +428,11 @@ func TestDrainAtFrameBoundary(t *testing.T) {
 				r.streams.Drain(t.Context())
 			}()
 		}
+	}
+	select {
+	case <-drained:
+		t.Error("the drain did not wait for the client's answer")
+	case <-time.After(20 * time.Millisecond):
 	}
 	_, _ = io.WriteString(conn, "\x88\x82\x00\x00\x00\x00\x03\xe9")
 	<-drained
@@ -483,6 +491,43 @@ func TestDrainDeafClient(t *testing.T) {
 	if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	r.streams.Drain(ctx)
+	if n := r.streams.Count(); n != 0 {
+		t.Errorf("Count() = %d", n)
+	}
+}
+
+// A client that does not even read can't hold up the drain.
+func TestDrainStuckClient(t *testing.T) {
+	const size = 64 << 10
+	stuck := make(chan struct{})
+	rec := testenv.Record(t, func(conn net.Conn, _ string) bool {
+		_, _ = io.WriteString(conn, switching)
+		frame := "\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00" + strings.Repeat("a", size)
+		var once sync.Once
+		for {
+			_ = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+			n, err := io.WriteString(conn, frame)
+			if err == nil {
+				continue
+			}
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				return false
+			}
+			once.Do(func() { close(stuck) }) // all buffers between here and the client are full
+			frame = frame[n:] + frame[:n]
+		}
+	})
+	r := newRig(t, rec.URL, nil, nil)
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, wsHandshake(wsVersion, wsNonce))
+	<-stuck
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	r.streams.Drain(ctx)
