@@ -137,7 +137,7 @@ func (r *Ring) OpenRecord(place Place, secret, sealed []byte) ([]byte, error) {
 		return nil, ErrBroken
 	}
 	wraps := int(sealed[1])
-	if wraps < 1 || wraps > maxWraps || len(sealed) < recordHead+wraps*wrapSize+recordExtra {
+	if wraps > maxWraps || len(sealed) < recordHead+wraps*wrapSize+recordExtra {
 		return nil, ErrBroken
 	}
 	body := sealed[recordHead+wraps*wrapSize:]
@@ -247,10 +247,9 @@ func sealRandom(out []byte, aead cipher.AEAD, plaintext, additional []byte) []by
 	return aead.Seal(out, nonce[:], plaintext, additional)
 }
 
+// openRandom opens what sealRandom appended; the caller has checked that sealed is at
+// least a nonce long.
 func openRandom(aead cipher.AEAD, sealed, additional []byte) ([]byte, error) {
-	if len(sealed) < nonceSize+tagSize {
-		return nil, ErrBroken
-	}
 	plaintext, err := aead.Open(nil, sealed[:nonceSize], sealed[nonceSize:], additional)
 	if err != nil {
 		return nil, ErrBroken
