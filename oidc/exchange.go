@@ -99,7 +99,7 @@ func (p *RelyingParty) parseTokens(status int, body []byte) (*coatcheck.Tokens, 
 		Access:  coatcheck.Secret(answer.AccessToken),
 		Refresh: coatcheck.Secret(answer.RefreshToken),
 	}
-	if life := accessLife(answer.ExpiresIn); life > 0 {
+	if life := accessLife(answer.ExpiresIn); life != 0 {
 		tokens.AccessExpiry = p.Now().Add(life)
 	}
 	return tokens, nil

@@ -95,7 +95,7 @@ func checkForm(raw string) error {
 		return fmt.Errorf("the ID token's header: %w", err)
 	}
 	if typ, ok := header["typ"]; ok {
-		if s, isText := typ.(string); !isText || !strings.EqualFold(s, "JWT") {
+		if s, _ := typ.(string); !strings.EqualFold(s, "JWT") {
 			return fmt.Errorf("the ID token's typ is %s", quote(fmt.Sprint(typ)))
 		}
 	}

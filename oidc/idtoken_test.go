@@ -429,13 +429,21 @@ func TestIdentity(t *testing.T) {
 			}
 		})
 	}
-	t.Run("userinfo names a member twice", func(t *testing.T) {
-		i, p, _ := newPair(t, nil)
-		i.set(func() { i.claims = object{"groups": nil} })
-		p.client.Transport = rewrite(p.client.Transport, "/userinfo", `{"sub":"alice-1","groups":"a","groups":"b"}`)
-		_, err := newBrowser(t).signIn(i, p, "/")
-		wantCode(t, err, coatcheck.CodeBadToken)
-	})
+	for name, body := range map[string]string{
+		"twice":     `{"sub":"alice-1","groups":"a","groups":"b"}`,
+		"deep":      `{"sub":"alice-1","x":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`,
+		"not UTF-8": `{"sub":"alice-1","x":"` + "\xff" + `"}`,
+		"a token":   "a.b.c",
+		"null":      "null",
+	} {
+		t.Run("userinfo "+name, func(t *testing.T) {
+			i, p, _ := newPair(t, nil)
+			i.set(func() { i.claims = object{"groups": nil} })
+			p.client.Transport = rewrite(p.client.Transport, "/userinfo", body)
+			_, err := newBrowser(t).signIn(i, p, "/")
+			wantCode(t, err, coatcheck.CodeBadToken)
+		})
+	}
 }
 
 // rewrite answers requests for one path with a body of its own.
