@@ -10,7 +10,8 @@ time=${1:-5s}
 targets=0
 # Only a package with such a line needs to be built and asked for its targets.
 for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do
-	for target in $("$go" test -list '^Fuzz' "$dir" | grep '^Fuzz'); do
+	listed=$("$go" test -list '^Fuzz' "$dir") # on its own line, so that a failure counts
+	for target in $(grep '^Fuzz' <<<"$listed"); do
 		targets=$((targets + 1))
 		echo "fuzz: $dir $target for $time"
 		"$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$dir"
