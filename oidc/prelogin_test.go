@@ -107,7 +107,7 @@ func TestMakeRoom(t *testing.T) {
 		name("old") + "=" + sealPreLogin(t, p, name("old"), preLogin{Issued: now.Add(-preLoginLife).Unix()}),
 		name("broken") + "=x",
 		name("foreign") + "=" + sealPreLogin(t, other, name("foreign"), preLogin{Issued: now.Unix()}),
-		"__Host-coatcheck-login-short=x",
+		"__Host-coatcheck-login-0123=x",
 		"__Host-coatcheck-login-0123456789ABCDEF=x",
 		"app=x",
 	}
