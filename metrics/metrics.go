@@ -41,8 +41,8 @@ const (
 
 // New returns metrics with a registry of their own, which also counts what the Go
 // runtime and the process use. streams tells how many WebSockets and event streams
-// are open.
-func New(version string, streams func() int) *Metrics {
+// are open, broken how many answers an app broke off so far.
+func New(version string, streams func() int, broken func() int64) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -77,7 +77,11 @@ func New(version string, streams func() int) *Metrics {
 		Name: "coatcheck_streams_open",
 		Help: "WebSockets and event streams that are open now.",
 	}, func() float64 { return float64(streams()) })
-	m.registry.MustRegister(m.requests, m.duration, m.sessionLoads, m.signIns, m.storeOps, info, open,
+	brokenOff := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "coatcheck_upstream_answers_broken_total",
+		Help: "Answers that an app broke off after their header; the client's connection was broken off too.",
+	}, func() float64 { return float64(broken()) })
+	m.registry.MustRegister(m.requests, m.duration, m.sessionLoads, m.signIns, m.storeOps, info, open, brokenOff,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -53,7 +53,7 @@ func only(e endpoint, methods ...string) endpoint {
 // below the prefix are never an app's, and hosts that are not ours have no endpoints.
 func (p *Proxy) own(x *exchange) endpoint {
 	rest, ok := strings.CutPrefix(x.req.Path, p.Prefix)
-	if !ok || rest != "" && rest[0] != '/' || !p.Routes.Knows(x.req.Host) {
+	if !ok || rest != "" && rest[0] != '/' || !p.serves(x.req.Host) {
 		return nil
 	}
 	rest = strings.TrimPrefix(rest, "/")
@@ -65,6 +65,12 @@ func (p *Proxy) own(x *exchange) endpoint {
 	return func(*exchange) error {
 		return coatcheck.E(coatcheck.CodeNotFound, "proxy.endpoint", errors.New("no such endpoint"))
 	}
+}
+
+// serves tells whether a host is ours: the site's own, even if all routes have others,
+// or a route's.
+func (p *Proxy) serves(host string) bool {
+	return host == p.PublicURL.Host || p.Routes.Knows(host)
 }
 
 // ownHeaders are on every answer that is ours and not an app's. No-referrer keeps the

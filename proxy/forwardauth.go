@@ -67,7 +67,7 @@ func (p *Proxy) judgeOriginal(x *exchange) error {
 		_, err := p.judge(x, original)
 		return err
 	}
-	if !p.Routes.Knows(original.Host) {
+	if !p.serves(original.Host) {
 		return coatcheck.E(coatcheck.CodeMisdirected, "proxy.forward_auth", errors.New("no route has the host "+original.Host))
 	}
 	if err := p.loadSession(x); err != nil {

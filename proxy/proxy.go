@@ -126,7 +126,7 @@ func (p *Proxy) serve(x *exchange) error {
 func (p *Proxy) judge(x *exchange, req route.Request) (*Route, error) {
 	target, err := p.Routes.Match(req)
 	if err != nil {
-		if !p.Routes.Knows(req.Host) {
+		if !p.serves(req.Host) {
 			return nil, coatcheck.E(coatcheck.CodeMisdirected, "proxy.route", errors.New("no route has the host "+req.Host))
 		}
 		return nil, err

@@ -184,6 +184,8 @@ func (p *Proxy) render(x *exchange, err error) {
 		h.Set("WWW-Authenticate", `Cookie realm="coatcheck"`)
 	case http.StatusUpgradeRequired:
 		h.Set("Sec-WebSocket-Version", "13") // RFC 6455 §4.2.2
+		h.Set("Upgrade", "websocket")        // RFC 9110 §15.5.22
+		h.Set("Connection", "Upgrade")
 	}
 	if x.wantsPage() {
 		err = p.writePage(x, a.status, p.errorPage(x, a))

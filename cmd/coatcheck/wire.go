@@ -33,31 +33,25 @@ const tenant = "default"
 
 // newNode wires a node from its configuration. It is the one place where the parts
 // meet; none of them knows the configuration or looks for another part itself.
-func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *node, err error) {
+func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*node, error) {
 	ring, err := openRing(cfg, logger)
 	if err != nil {
 		return nil, err
 	}
+	jar := cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
 	streams := new(upstream.Streams)
-	counts := metrics.New(version(), streams.Count)
+	sites, err := newRoutes(cfg, jar, streams)
+	if err != nil {
+		return nil, err
+	}
+	counts := metrics.New(version(), streams.Count, sites.broken)
 	kept, err := openStore(ctx, cfg.Store)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, kept.Close())
-		}
-	}()
 	timed := counts.Store(kept)
 
-	jar := cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
-	headers := upstream.IdentityHeaders(cfg.Headers)
-	routes, hosts, err := newRoutes(cfg, jar, headers, streams)
-	if err != nil {
-		return nil, err
-	}
-	returns := oidc.NewReturns(cfg.PublicURL, hosts...)
+	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
 	provider := cfg.Providers[0]
 	ours := cfg.PublicURL.String() + cfg.Endpoints.Prefix
 	signIn := oidc.New(oidc.Config{
@@ -83,7 +77,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (_ *n
 		Prefix:    cfg.Endpoints.Prefix,
 		Trusted:   cfg.TrustedProxies,
 		Limits:    route.Limits{URI: cfg.Limits.URIBytes, Cookies: cfg.Limits.Cookies},
-		Routes:    routes,
+		Routes:    sites.table,
 		Allow:     newRule(cfg.Allow),
 		Tenant:    tenant,
 		Sessions: session.New(session.Options{
@@ -163,11 +157,26 @@ func readRing(keys config.Keys) (*seal.Ring, error) {
 	return ring, nil
 }
 
-// newRoutes builds the table of routes, and lists the hosts that are ours.
-func newRoutes(cfg *config.Config, jar *cookie.Jar, headers upstream.IdentityHeaders, streams *upstream.Streams) (*route.Table[proxy.Route], []string, error) {
+// sites are what the routes of the configuration come to.
+type sites struct {
+	table *route.Table[proxy.Route]
+	hosts []string // the hosts that are ours
+	apps  []*upstream.Upstream
+}
+
+// broken counts the answers that apps broke off.
+func (s *sites) broken() int64 {
+	var n int64
+	for _, app := range s.apps {
+		n += app.Broken()
+	}
+	return n
+}
+
+func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (*sites, error) {
+	s := &sites{}
 	var entries []route.Entry[proxy.Route]
-	var hosts []string
-	transports := map[time.Duration]http.RoundTripper{}
+	transports := map[time.Duration]http.RoundTripper{} // idle connections are shared
 	for _, r := range cfg.Routes {
 		target := proxy.Route{
 			Name:          routeName(cfg, r),
@@ -176,36 +185,46 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, headers upstream.IdentityHea
 			MethodGuarded: len(r.Methods) > 0,
 		}
 		if r.Upstream != nil {
-			transport, ok := transports[r.Timeout]
-			if !ok {
-				transport = upstream.NewTransport(r.Timeout)
-				transports[r.Timeout] = transport
+			if transports[r.Timeout] == nil {
+				transports[r.Timeout] = upstream.NewTransport(r.Timeout)
 			}
-			o := upstream.Options{
+			target.Upstream = upstream.New(upstream.Options{
 				URL:          r.Upstream,
+				StripPrefix:  stripped(r),
 				PreserveHost: r.PreserveHost,
-				Transport:    transport,
-				Headers:      headers,
+				Origins:      origins(r.WebSocketOrigins),
+				Headers:      upstream.IdentityHeaders(cfg.Headers),
 				Jar:          jar,
+				Transport:    transports[r.Timeout],
 				Streams:      streams,
-			}
-			if r.StripPrefix {
-				o.StripPrefix = r.Path
-			}
-			for _, origin := range r.WebSocketOrigins {
-				o.Origins = append(o.Origins, origin.String())
-			}
-			target.Upstream = upstream.New(o)
+			})
+			s.apps = append(s.apps, target.Upstream)
 		}
-		authority := authority(cfg.PublicURL, r.Host)
-		hosts = append(hosts, authority)
+		host := authority(cfg.PublicURL, r.Host)
+		s.hosts = append(s.hosts, host)
 		entries = append(entries, route.Entry[proxy.Route]{
-			Pattern: route.Pattern{Host: authority, Path: r.Path, Exact: r.Exact, Methods: r.Methods},
+			Pattern: route.Pattern{Host: host, Path: r.Path, Exact: r.Exact, Methods: r.Methods},
 			Value:   target,
 		})
 	}
-	table, err := route.NewTable(entries)
-	return table, hosts, err
+	var err error
+	s.table, err = route.NewTable(entries)
+	return s, err
+}
+
+func stripped(r config.Route) string {
+	if r.StripPrefix {
+		return r.Path
+	}
+	return ""
+}
+
+func origins(urls []*url.URL) []string {
+	var list []string
+	for _, u := range urls {
+		list = append(list, u.String())
+	}
+	return list
 }
 
 // routeName is the route's path as configured, behind its host where that is not the
