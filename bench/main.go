@@ -1,7 +1,7 @@
 // Command bench measures what coatcheck costs. It starts real processes on loopback
 // (a small app, a bare reverse proxy, coatcheck with each store, a Redis), sends the
 // same requests through each in turn, and compares the processor time that the
-// process in the middle took. See docs in RESULT.md, which it writes.
+// process in the middle took. RESULT.md, which it writes, explains the numbers.
 //
 // Processor times on shared machines differ from minute to minute by more than what
 // is measured here, so everything is a ratio between processes that took turns.

@@ -18,8 +18,7 @@ type target struct {
 	result  series
 }
 
-// userAgent and what follows is the head of a browser's request, so that headers cost
-// what they cost in reality.
+// browserHead is in every request, so that headers cost what they cost in reality.
 const browserHead = "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n" +
 	"Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n" +
 	"Accept-Language: en-US,en;q=0.5\r\n" +

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -119,13 +120,18 @@ func (p *process) resident() (int64, error) {
 	return 0, fmt.Errorf("%s: no VmRSS", p.name)
 }
 
-// freePort returns a loopback address on which nothing listens now.
+// freePort returns a loopback address on which nothing listens now. Its port lies below
+// the range that outgoing connections take theirs from (32768 and up on Linux), so that
+// none of them sits on it by the time a server starts.
 func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(20000+rand.IntN(12000)))); err == nil {
+			return l.Addr().String(), l.Close()
+		}
 	}
-	return l.Addr().String(), l.Close()
+	return "", fmt.Errorf("no free loopback port: %w", err)
 }
 
 // listening is the readiness of a server that takes connections when it serves.
