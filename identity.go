@@ -30,7 +30,7 @@ func (id *Identity) VerifiedEmail() string {
 // control character. "a@evil.example@corp.example" has no domain.
 func EmailDomain(address string) string {
 	local, domain, ok := strings.Cut(address, "@")
-	if !ok || local == "" || domain == "" || strings.Contains(domain, "@") {
+	if !ok || local == "" || strings.Contains(domain, "@") {
 		return ""
 	}
 	for _, c := range address {

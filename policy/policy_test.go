@@ -84,6 +84,10 @@ func TestPermitNamesTheUnverifiedAddress(t *testing.T) {
 	if a == nil || b == nil || a.Error() == b.Error() {
 		t.Errorf("the causes are not told apart: %v, %v", a, b)
 	}
+	// Where no rule asks for an address, it is not to blame.
+	if c := policy.Permit(&unverified, agents); c == nil || c.Error() != b.Error() {
+		t.Errorf("a rule of groups blames the address: %v", c)
+	}
 }
 
 func TestDecide(t *testing.T) {

@@ -52,9 +52,6 @@ var (
 		UTF8:              cbor.UTF8DecodeInvalid,
 		TagsMd:            cbor.TagsForbidden,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		MaxArrayElements:  1 << 16,
-		MaxMapPairs:       64,
-		MaxNestedLevels:   4,
 	}.DecMode())
 )
 
