@@ -54,6 +54,8 @@ func TestHAProxyRepeatsOnlyWhatIsSafe(t *testing.T) {
 			t.Errorf("%s %s: %+v, %v", request.method, request.path, page, err)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	want := map[string]int{"GET /page": 3, "POST /page": 1, "GET /oauth2/callback": 1}
 	if diff := cmp.Diff(want, asked); diff != "" {
 		t.Errorf("how often the nodes were asked (-want +got):\n%s", diff)
