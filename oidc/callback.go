@@ -42,7 +42,6 @@ func (e *Expired) Error() string { return fmt.Sprintf("the sign-in took over %v"
 //     The cookie and the code stay good.
 //   - CodeProviderRefused, CodeProviderFailed, CodeBadToken: the provider said no,
 //     could not be reached, or said what must not be believed.
-//   - CodeSignInLoop: this is the third sign-in within 30 s and no request was served.
 func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Request) (*Login, error) {
 	const op = "oidc.callback"
 	current, err := p.provider(op)
@@ -86,9 +85,6 @@ func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Requ
 	}
 	session, err := p.redeem(ctx, current, answer.code, pre)
 	if err != nil {
-		return nil, err
-	}
-	if err := p.noteSignIn(h, r.Header); err != nil {
 		return nil, err
 	}
 	return &Login{Session: session, ReturnTo: p.safe(pre.ReturnTo)}, nil

@@ -27,9 +27,11 @@ func (p *RelyingParty) signInsPlace() seal.Place {
 	return seal.Place{Purpose: "signins", Tenant: p.Tenant, Cookie: p.signInsName}
 }
 
-// noteSignIn counts a completed sign-in. It returns CodeSignInLoop for one too many,
-// and then forgets them all, so that the next try starts at zero.
-func (p *RelyingParty) noteSignIn(h, request http.Header) error {
+// Completed counts a sign-in of somebody who may sign in, before the session begins; h
+// is the response's header. It returns CodeSignInLoop if this is the third within 30 s
+// with no request served in between, and then forgets them all, so that the next try
+// starts at zero.
+func (p *RelyingParty) Completed(h, request http.Header) error {
 	const op = "oidc.loop"
 	now := p.Now().UnixMilli()
 	times := []int64{now}

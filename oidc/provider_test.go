@@ -309,12 +309,20 @@ func (b *browser) callback(p *RelyingParty, query url.Values) (*Login, error) {
 	return login, err
 }
 
-// signIn goes all the way. The provider answers with the nonce of this sign-in.
+// signIn goes all the way, and counts. The provider answers with the nonce of this
+// sign-in.
 func (b *browser) signIn(i *hostile, p *RelyingParty, returnTo string) (*Login, error) {
 	b.t.Helper()
 	asked := b.start(p, returnTo)
 	i.set(func() { i.nonce = asked.Get("nonce") })
-	return b.callback(p, i.response(asked))
+	login, err := b.callback(p, i.response(asked))
+	if err != nil {
+		return nil, err
+	}
+	h := http.Header{}
+	err = p.Completed(h, b.request("/oauth2/callback").Header)
+	b.keep(h)
+	return login, err
 }
 
 // response is the provider's honest answer to an authorization request.

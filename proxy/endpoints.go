@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
@@ -126,23 +127,20 @@ func (p *Proxy) signInPage(x *exchange) error {
 	if err := p.loadSession(x); err != nil {
 		return err
 	}
-	page := page{Title: "Sign in", Text: []string{"You will be sent to your provider and come back here."},
+	page := page{Title: "Sign in", Text: []string{"You prove who you are at the sign-in provider of this site, and come back here."},
 		Actions: []action{{"Sign in", p.startURL(returnTo), true}}}
 	if s := x.session(); s != nil {
 		page.Title = "You are signed in"
-		page.Text = []string{"You are signed in as " + displayName(&s.Identity) + "."}
+		page.Text = []string{signedInAs(s)}
 		page.Actions = []action{{"Continue", returnTo, true}, {"Sign out", p.Prefix + "/sign_out", false}}
 	}
 	return p.writePage(x, http.StatusOK, page)
 }
 
-func displayName(id *coatcheck.Identity) string {
-	for _, s := range []string{id.Name, id.PreferredUsername, id.Email} {
-		if s != "" {
-			return s
-		}
-	}
-	return id.Subject
+// signedInAs names the person by what they would call themselves.
+func signedInAs(s *coatcheck.Session) string {
+	id := &s.Identity
+	return "You are signed in as " + cmp.Or(id.Name, id.PreferredUsername, id.Email, id.Subject) + "."
 }
 
 func (p *Proxy) startURL(returnTo string) string {
@@ -178,6 +176,9 @@ func (p *Proxy) completeSignIn(x *exchange) error {
 	if err := policy.Permit(&login.Session.Identity, p.Allow); err != nil {
 		return err
 	}
+	if err := p.SignIn.Completed(h, x.r.Header); err != nil {
+		return err
+	}
 	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session)
 	if err != nil {
 		return err
@@ -207,17 +208,22 @@ func (p *Proxy) signOut(x *exchange) error {
 	if err := p.loadSession(x); err != nil {
 		return err
 	}
-	if x.live == nil {
+	sameOrigin := x.r.Header.Get("Sec-Fetch-Site") == "same-origin"
+	switch {
+	case x.live == nil && !sameOrigin:
 		return p.afterSignOut(x, returnTo, "")
-	}
-	if x.r.Header.Get("Sec-Fetch-Site") != "same-origin" && !p.signOutTokenFits(x) {
+	case x.live == nil:
+		// The session has ended, or was never granted: the provider may still hold
+		// one, and would sign the same account in again without a word.
+	case !sameOrigin && !p.signOutTokenFits(x):
 		return p.confirmSignOut(x, returnTo)
+	default:
+		if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live); err != nil {
+			return err
+		}
+		p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)
 	}
-	if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live); err != nil {
-		return err
-	}
-	p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)
-	if location, ok := p.SignIn.EndSession(x.live.Session, returnTo); ok {
+	if location, ok := p.SignIn.EndSession(cmp.Or(x.session(), &coatcheck.Session{}), returnTo); ok {
 		return redirect(x, location)
 	}
 	return p.afterSignOut(x, returnTo, "?local=1")
@@ -237,7 +243,7 @@ func (p *Proxy) confirmSignOut(x *exchange, returnTo string) error {
 	}
 	return p.writePage(x, http.StatusOK, page{
 		Title: "Sign out?",
-		Text:  []string{"You are signed in as " + displayName(&x.live.Identity) + "."},
+		Text:  []string{signedInAs(x.session()), "Signing out ends that, here and at the sign-in provider."},
 		Form:  &form{Action: p.Prefix + "/sign_out", Token: token, ReturnTo: returnTo, Button: "Sign out"},
 	})
 }
@@ -265,15 +271,24 @@ func (p *Proxy) signOutTokenFits(x *exchange) bool {
 	return err == nil && time.Now().Before(expires) && ref == string(x.live.Ref)
 }
 
-// signedOut is where a browser lands after a sign-out, here or at the provider.
+// signedOut is where a browser lands after a sign-out, here or at the provider. It says
+// "signed out" only to those who are: a form on another site's page is sent without the
+// session's cookie (SameSite=Lax), so nothing was ended when it comes here.
 func (p *Proxy) signedOut(x *exchange) error {
 	if returnTo := p.SignIn.SignedOut(x.r); returnTo != "" {
 		return redirect(x, returnTo)
 	}
-	page := page{Title: "You are signed out", Text: []string{"You have left this site."},
+	if err := p.loadSession(x); err != nil {
+		return err
+	}
+	if x.live != nil {
+		return p.confirmSignOut(x, "")
+	}
+	page := page{Title: "You are signed out", Text: []string{"This browser is no longer signed in to this site."},
 		Actions: []action{{"Sign in again", p.startURL("/"), true}}}
 	if x.req.RawQuery == "local=1" {
-		page.Text = append(page.Text, "Your provider was not told: you may still be signed in there.")
+		page.Text = append(page.Text, "The sign-in provider was not told, so you may still be signed in there: "+
+			"on a computer that others use, close all windows of the browser.")
 	}
 	return p.writePage(x, http.StatusOK, page)
 }
