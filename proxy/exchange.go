@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"bufio"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -102,8 +104,7 @@ func (x *exchange) accepts(mediaType string) bool {
 	return false
 }
 
-// response counts what is written. http.ResponseController finds Flush and Hijack
-// through Unwrap.
+// response counts what is written. http.ResponseController finds Flush through Unwrap.
 type response struct {
 	http.ResponseWriter
 	status int // 0 until the header was written
@@ -128,6 +129,16 @@ func (w *response) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)
 	w.bytes += int64(n)
 	return n, err
+}
+
+// Hijack implements http.Hijacker. Connections are taken over for WebSockets alone, and
+// their 101 does not pass through WriteHeader.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffered, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil && w.status == 0 {
+		w.status = http.StatusSwitchingProtocols
+	}
+	return conn, buffered, err
 }
 
 // A peer is who sent a request.

@@ -79,7 +79,8 @@ func New(o Options) *Proxy {
 }
 
 // Drain makes /ready answer 503 from now on, so that load balancers send new requests
-// elsewhere. Requests are served as before.
+// elsewhere. Requests are served as before, but each answer ends its connection. One
+// that is idle is left open: a request may be on its way on it.
 func (p *Proxy) Drain() { p.draining.Store(true) }
 
 // ServeHTTP implements http.Handler.
@@ -87,6 +88,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{w: response{ResponseWriter: w}, r: r, start: time.Now(), client: p.peer(r)}
 	defer p.finish(x)
 	x.id = x.client.requestID(r)
+	if p.draining.Load() && r.Header.Get("Upgrade") == "" { // a 101's Connection is the app's
+		w.Header().Set("Connection", "close")
+	}
 	if err := p.serve(x); err != nil {
 		p.render(x, err)
 	}

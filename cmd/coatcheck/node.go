@@ -83,9 +83,6 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 func (n *node) drain(servers []*http.Server) {
 	n.logger.Info("draining", "delay", n.cfg.Shutdown.Delay.String(), "grace", n.cfg.Shutdown.Grace.String())
 	n.front.Drain()
-	// Answers now say Connection: close, so that load balancers give up the
-	// connections they keep before the listener goes.
-	servers[0].SetKeepAlivesEnabled(false)
 	time.Sleep(n.cfg.Shutdown.Delay)
 
 	grace, cancel := context.WithTimeout(context.Background(), n.cfg.Shutdown.Grace)
