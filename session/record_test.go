@@ -116,6 +116,15 @@ func TestRecordWithoutTimes(t *testing.T) {
 	if !got.Tokens.AccessExpiry.IsZero() || !got.AuthTime.IsZero() || !got.Created.IsZero() || !got.Deadline.IsZero() {
 		t.Errorf("an empty session has times: %+v", got)
 	}
+	var fields map[int]any
+	if err := cbor.Unmarshal(data, &fields); err != nil {
+		t.Fatal(err)
+	}
+	for _, optional := range []int{15, 16} {
+		if v, ok := fields[optional]; ok {
+			t.Errorf("field %d says %v, where there is no time", optional, v)
+		}
+	}
 }
 
 // with returns the golden record with some of its fields changed; nil removes one.

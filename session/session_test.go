@@ -470,6 +470,8 @@ func FuzzLoadCookie(f *testing.F) {
 	})
 }
 
+// BenchmarkLoad loads one session again and again: warm, as most requests find it, and
+// cold, as the first one on each node does.
 func BenchmarkLoad(b *testing.B) {
 	r := newRig(b)
 	r.Manager.Store = r.memory
@@ -481,10 +483,18 @@ func BenchmarkLoad(b *testing.B) {
 		b.Fatal(err)
 	}
 	in := http.Header{"Cookie": {"theme=dark; _ga=GA1.1.1234567890.1234567890; " + name + "=" + r.cookieIn(h)}}
-	b.ReportAllocs()
-	for b.Loop() {
-		if live, err := r.Load(b.Context(), in); live == nil || err != nil {
-			b.Fatal(err)
-		}
+	for _, cold := range []bool{false, true} {
+		b.Run(map[bool]string{false: "warm", true: "cold"}[cold], func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				live, err := r.Load(b.Context(), in)
+				if live == nil || err != nil {
+					b.Fatal(err)
+				}
+				if cold {
+					r.opened.forget(live.handle)
+				}
+			}
+		})
 	}
 }
