@@ -14,7 +14,7 @@ for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirnam
 	for target in $(grep '^Fuzz' <<<"$listed"); do
 		targets=$((targets + 1))
 		echo "fuzz: $dir $target for $time"
-		"$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$dir"
+		"$go" test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 1s "$dir"
 	done
 done
 if [ $targets = 0 ]; then
