@@ -47,7 +47,8 @@ func serveRole(args []string) (code int, ok bool) {
 		fmt.Fprintln(os.Stderr, "no such role:", args[0])
 		return 2, true
 	}
-	server := &http.Server{Addr: args[1], Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	// The timeouts are coatcheck's own: setting them costs something.
+	server := &http.Server{Addr: args[1], Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
 	fmt.Fprintln(os.Stderr, server.ListenAndServe())
 	return 1, true
 }
