@@ -45,8 +45,8 @@ var pageCSS string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
 
-// contentSecurityPolicy allows the one style sheet that is part of the page, and
-// nothing else: no script, no frame, no other host. A form may lead to the provider,
+// contentSecurityPolicy allows the style sheet and the icon that are part of the page,
+// and nothing else: no script, no frame, no other host. A form may lead to the provider,
 // since browsers apply form-action to the redirect that answers a form, too.
 func (p *Proxy) contentSecurityPolicy() string {
 	sum := sha256.Sum256([]byte(pageCSS))
@@ -54,7 +54,7 @@ func (p *Proxy) contentSecurityPolicy() string {
 	if origin := p.SignIn.EndSessionOrigin(); origin != "" {
 		formAction += " " + origin
 	}
-	return fmt.Sprintf("default-src 'none'; style-src 'sha256-%s'; form-action %s; base-uri 'none'; frame-ancestors 'none'",
+	return fmt.Sprintf("default-src 'none'; style-src 'sha256-%s'; img-src data:; form-action %s; base-uri 'none'; frame-ancestors 'none'",
 		base64.StdEncoding.EncodeToString(sum[:]), formAction)
 }
 

@@ -23,6 +23,7 @@ type answer struct {
 const (
 	actionNone   = ""
 	actionStart  = "start"  // begin a sign-in
+	actionResume = "resume" // go on to the site, or begin a sign-in
 	actionReload = "reload" // ask for the same page again
 	actionHome   = "home"
 	actionSwitch = "switch" // sign out, to sign in as somebody else
@@ -38,7 +39,7 @@ var answers = map[coatcheck.Code]answer{
 	coatcheck.CodeURITooLong: {
 		414, slog.LevelDebug, "This address is too long",
 		"The address is longer than this site takes.",
-		"Go back and try with less in the address.", actionHome,
+		"Go to the start page, and find your way from there.", actionHome,
 	},
 	coatcheck.CodeTooManyCookies: {
 		431, slog.LevelDebug, "Too many cookies",
@@ -63,7 +64,7 @@ var answers = map[coatcheck.Code]answer{
 	coatcheck.CodeMethodNotAllowed: {
 		405, slog.LevelDebug, "That can't be done here",
 		"This address does not take requests of this kind.",
-		"Go back and try again.", actionHome,
+		"Go back, or start again from the start page.", actionHome,
 	},
 	coatcheck.CodeForbiddenOrigin: {
 		403, slog.LevelWarn, "Not from that page",
@@ -78,32 +79,32 @@ var answers = map[coatcheck.Code]answer{
 	coatcheck.CodeSignInRequired: {
 		401, slog.LevelDebug, "Sign-in required",
 		"Nobody is signed in, or the session has ended.",
-		"Sign in and try again.", actionStart,
+		"Sign in to go on.", actionStart,
 	},
 	coatcheck.CodeForbidden: {
 		403, slog.LevelInfo, "You may not open this",
-		"You are known, but this page is not for your account.",
-		"Ask the people who run this site for access, or sign in with another account.", actionSwitch,
+		"Your account has no access to this page.",
+		"Ask the people who run this site for access. If you have another account, sign out and sign in with that one.", actionSwitch,
 	},
 	coatcheck.CodeUnknown: {
 		503, slog.LevelError, "One moment, please",
-		"Your session can't be looked up right now. You have not been signed out.",
+		"Whether you are signed in can't be looked up right now. You have not been signed out.",
 		"Try again in a few seconds.", actionReload,
 	},
 	coatcheck.CodeNotReady: {
 		503, slog.LevelError, "Sign-in is not possible right now",
-		"The provider that signs people in can't be reached, or its answers can't be trusted. People who are signed in are not affected.",
+		"The sign-in provider of this site can't be reached, or its answers can't be trusted. People who are signed in already are not affected.",
 		"Try again in a minute.", actionReload,
 	},
 	coatcheck.CodeBadReturnURL: {
 		400, slog.LevelDebug, "That address is not part of this site",
-		"The link asks to be sent on to an address that is not one of this site's.",
-		"Start from the site's own page.", actionHome,
+		"The link would send you on to an address that does not belong to this site.",
+		"Go to the start page, and find your way from there.", actionHome,
 	},
 	coatcheck.CodeBadCallback: {
 		400, slog.LevelWarn, "This sign-in can't be completed",
-		"It was already completed, or was not started in this browser, or the browser did not keep its cookie.",
-		"If you opened this page by going back or from a bookmark, just go on to the site. Otherwise sign in again.", actionStart,
+		"It was completed already, or was not started in this browser, or your browser did not keep its cookie.",
+		"If you came here by going back or from a bookmark, just go on to the site. Otherwise sign in again.", actionResume,
 	},
 	coatcheck.CodeSignInExpired: {
 		400, slog.LevelDebug, "That took too long",
@@ -121,18 +122,18 @@ var answers = map[coatcheck.Code]answer{
 		"If you run this site: give every node the same session store (store). If you came to use it: tell the people who run it.", actionStart,
 	},
 	coatcheck.CodeProviderRefused: {
-		403, slog.LevelWarn, "Your provider did not sign you in",
-		"It sent you back with an error, or you cancelled.",
+		403, slog.LevelWarn, "The sign-in provider sent you back",
+		"You cancelled the sign-in, or the provider refused it.",
 		"Sign in again. If that doesn't help, ask the people who run this site.", actionStart,
 	},
 	coatcheck.CodeProviderFailed: {
-		502, slog.LevelError, "Your provider can't be reached",
-		"The sign-in could not be completed, because the provider did not answer as it should.",
-		"Sign in again in a minute.", actionStart,
+		502, slog.LevelError, "The sign-in provider is not answering",
+		"Your sign-in could not be completed, because the provider could not be reached or did not answer as it should.",
+		"Wait a minute, then sign in again.", actionStart,
 	},
 	coatcheck.CodeBadToken: {
-		502, slog.LevelError, "Your provider's answer can't be trusted",
-		"The sign-in was stopped, because what the provider said about you did not pass a check.",
+		502, slog.LevelError, "The sign-in provider's answer can't be trusted",
+		"Your sign-in was stopped, because what the provider said about you did not pass a check.",
 		"Sign in again. If that doesn't help, tell the people who run this site.", actionStart,
 	},
 	coatcheck.CodeUpstreamFailed: {
@@ -147,8 +148,8 @@ var answers = map[coatcheck.Code]answer{
 	},
 	coatcheck.CodeInternal: {
 		500, slog.LevelError, "Something went wrong here",
-		"This is a defect of ours, not of what you did.",
-		"Try again. If it stays, tell the people who run this site the number below.", actionReload,
+		"This is this site's fault, not yours.",
+		"Try again. If that doesn't help, tell the people who run this site the request ID below.", actionReload,
 	},
 }
 
@@ -215,7 +216,12 @@ func (p *Proxy) errorPage(x *exchange, a answer) page {
 		}
 	case actionHome:
 		pg.Actions = []action{{"Go to the start page", "/", true}}
+	case actionResume:
+		pg.Actions = []action{{"Go on to the site", "/", true}, {"Sign in again", p.startURL("/"), false}}
 	case actionSwitch:
+		if s := x.session(); s != nil {
+			pg.Text = append([]string{signedInAs(s)}, pg.Text...)
+		}
 		pg.Actions = []action{{"Sign out", p.Prefix + "/sign_out", true}, {"Go to the start page", "/", false}}
 	}
 	return pg

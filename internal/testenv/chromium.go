@@ -10,11 +10,11 @@ import (
 
 // StartChromium starts a headless Chromium with a profile of its own and returns a
 // context for the actions of package chromedp: one tab, which ends with the test.
-// Everything done in it must be over within a minute.
-func StartChromium(t testing.TB) context.Context {
+// Everything done in it must be over within a minute. Options add to the command line.
+func StartChromium(t testing.TB, options ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	path := RequireTool(t, "chromium")
-	ctx, cancel := chromedp.NewExecAllocator(context.Background(),
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append([]chromedp.ExecAllocatorOption{
 		chromedp.ExecPath(path),
 		chromedp.UserDataDir(t.TempDir()),
 		chromedp.Headless,
@@ -32,7 +32,7 @@ func StartChromium(t testing.TB) context.Context {
 		chromedp.Flag("disable-extensions", true),
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-sync", true),
-	)
+	}, options...)...)
 	t.Cleanup(cancel)
 	ctx, cancel = context.WithTimeout(ctx, time.Minute)
 	t.Cleanup(cancel)

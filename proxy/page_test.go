@@ -1,0 +1,54 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/cookie"
+	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/oidc"
+)
+
+// TestErrorPagesInABrowser shows the page of every code to a real browser: each can be
+// read by everybody, on every screen, and its style passes its own Content-Security-Policy.
+func TestErrorPagesInABrowser(t *testing.T) {
+	p := New(Options{
+		PublicURL: &url.URL{Scheme: "https", Host: "app.example.com"},
+		Prefix:    "/oauth2",
+		SignIn:    oidc.New(oidc.Config{Jar: cookie.New("coatcheck", "", false)}),
+		Logger:    slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x := &exchange{w: response{ResponseWriter: w}, r: r, id: "9f86d081884c7d659a2feaa0"}
+		// POST, so that even CodeSignInRequired gets its page and not a redirect.
+		x.r.Method = http.MethodPost
+		p.render(x, coatcheck.E(coatcheck.Code(strings.TrimPrefix(r.URL.Path, "/")), "test", errors.New("the cause")))
+	}))
+	t.Cleanup(server.Close)
+
+	ctx := testenv.StartChromium(t)
+	for _, code := range declaredCodes(t) {
+		if err := chromedp.Do(ctx, chromedp.Navigate(server.URL+"/"+string(code))); err != nil {
+			t.Fatal(err)
+		}
+		if heading, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("h1"))); err != nil || heading != answers[code].title {
+			t.Errorf("%s: the page says %q, %v", code, heading, err)
+		}
+		problems, err := testenv.Legible(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, problem := range problems {
+			t.Errorf("%s: %s", code, problem)
+		}
+	}
+}
