@@ -109,13 +109,24 @@ func (p *Proxy) startSignIn(x *exchange, returnTo string) error {
 	return redirect(x, location)
 }
 
-// returnURL is the validated rd parameter, "/" without one.
+// returnURL is the validated rd parameter of the query.
 func (p *Proxy) returnURL(x *exchange) (string, error) {
 	query, err := url.ParseQuery(x.req.RawQuery)
 	if err != nil {
 		return "", coatcheck.E(coatcheck.CodeMalformed, "proxy.query", errors.New("the query is malformed"))
 	}
-	return p.Returns.FromQuery(query)
+	return p.returnTo(x, query)
+}
+
+// returnTo is the validated rd parameter of a query or form, "/" without one. A path is
+// one of the host that was asked: it is made absolute where that is not the public one,
+// since browsers come back from the provider to that.
+func (p *Proxy) returnTo(x *exchange, q url.Values) (string, error) {
+	rd, err := p.Returns.FromQuery(q)
+	if err != nil || !strings.HasPrefix(rd, "/") {
+		return rd, err
+	}
+	return p.Returns.FromRequest(x.req.Host, rd), nil
 }
 
 // signInPage is for people who come to sign in, or look whether they are.
@@ -201,7 +212,7 @@ func (p *Proxy) signOut(x *exchange) error {
 	returnTo := ""
 	if x.r.Form.Has("rd") {
 		var err error
-		if returnTo, err = p.Returns.FromQuery(x.r.Form); err != nil {
+		if returnTo, err = p.returnTo(x, x.r.Form); err != nil {
 			return err
 		}
 	}
