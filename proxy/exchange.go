@@ -66,7 +66,7 @@ func (x *exchange) target() string {
 // upgrade or a form's submission is none: it could not follow, or would lose its body.
 func (x *exchange) navigation() bool {
 	h := x.r.Header
-	if x.script || x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
+	if x.script || x.r.Method != http.MethodGet {
 		return false
 	}
 	if mode := h.Get("Sec-Fetch-Mode"); mode != "" && mode != "navigate" {
