@@ -17,6 +17,11 @@ import (
 // Which request that is, only a trusted peer may say. Its body is never read.
 func (p *Proxy) forwardAuth(x *exchange) error {
 	x.script = true // the other proxy decides about redirects
+	if x.r.ContentLength != 0 {
+		// net/http would wait for the body before it answers. A proxy that passes the
+		// original's Content-Length on, and not its body, never sends one.
+		x.w.Header().Set("Connection", "close")
+	}
 	err := p.judgeOriginal(x)
 	switch {
 	case err == nil:
