@@ -41,8 +41,8 @@ func (p *Proxy) healthCheck(r *http.Request) endpoint {
 func (p *Proxy) ping(x *exchange) error {
 	x.route = "ping"
 	h := x.w.Header()
+	ownHeaders(h)
 	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
 	_, _ = x.w.Write([]byte("OK\n"))
 	return nil
 }

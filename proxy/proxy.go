@@ -43,7 +43,6 @@ type Options struct {
 	SignIn   *oidc.RelyingParty
 	Returns  *oidc.Returns
 	Ring     *seal.Ring
-	Headers  upstream.IdentityHeaders
 	Store    Pinger
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
