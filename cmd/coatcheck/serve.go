@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"net"
 
@@ -22,6 +24,9 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 		return err
 	}
 	logger := slog.New(slog.NewJSONHandler(con.err, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	// net/http's transport tells the standard logger about bytes that an app sends
+	// unasked, and quotes them. They are not for the log, nor would the line be JSON.
+	log.SetOutput(io.Discard)
 	for _, w := range cfg.Warnings() {
 		logger.Warn("configuration", "warning", w)
 	}
