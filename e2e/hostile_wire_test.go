@@ -150,14 +150,14 @@ func hostileWire(t *testing.T, s *site) {
 		}
 	})
 	t.Run("A-W1 to A-W5", func(t *testing.T) {
-		const smuggled = "GET /admin HTTP/1.1\r\nHost: app.t1.test\r\n\r\n"
+		const smuggled = "GET /admin HTTP/1.1\r\nHost: app.t1.test\r\nConnection: close\r\n\r\n"
 		for name, request := range map[string]string{
 			"CL and TE":        "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"xchunked":         "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"chunked, twice":   "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"chunked identity": "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + smuggled,
 			"vertical tab":     "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n" + smuggled,
-			"two lengths":      "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 0\r\nContent-Length: 44\r\n\r\n" + smuggled,
+			"two lengths":      "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 0\r\nContent-Length: 63\r\n\r\n" + smuggled,
 			"+5":               "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: +0\r\n\r\n" + smuggled,
 			"0x5":              "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 0x0\r\n\r\n" + smuggled,
 			"5,5":              "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 0,0\r\n\r\n" + smuggled,
