@@ -138,8 +138,11 @@ func (p *Proxy) signInPage(x *exchange) error {
 	if err := p.loadSession(x); err != nil {
 		return err
 	}
-	page := page{Title: "Sign in", Text: []string{"You prove who you are at the sign-in provider of this site, and come back here."},
-		Actions: []action{{"Sign in", p.startURL(returnTo), true}}}
+	page := page{
+		Title:   "Sign in",
+		Text:    []string{"The sign-in provider of this site asks who you are, then sends you back here."},
+		Actions: []action{{"Sign in", p.startURL(returnTo), true}},
+	}
 	if s := x.session(); s != nil {
 		page.Title = "You are signed in"
 		page.Text = []string{signedInAs(s)}
@@ -254,7 +257,7 @@ func (p *Proxy) confirmSignOut(x *exchange, returnTo string) error {
 	}
 	return p.writePage(x, http.StatusOK, page{
 		Title: "Sign out?",
-		Text:  []string{signedInAs(x.session()), "Signing out ends that, here and at the sign-in provider."},
+		Text:  []string{signedInAs(x.session()), "Signing out ends your session, here and at the sign-in provider."},
 		Form:  &form{Action: p.Prefix + "/sign_out", Token: token, ReturnTo: returnTo, Button: "Sign out"},
 	})
 }
@@ -295,8 +298,11 @@ func (p *Proxy) signedOut(x *exchange) error {
 	if x.live != nil {
 		return p.confirmSignOut(x, "")
 	}
-	page := page{Title: "You are signed out", Text: []string{"This browser is no longer signed in to this site."},
-		Actions: []action{{"Sign in again", p.startURL("/"), true}}}
+	page := page{
+		Title:   "You are signed out",
+		Text:    []string{"This browser is no longer signed in to this site."},
+		Actions: []action{{"Sign in again", p.startURL("/"), true}},
+	}
 	if x.req.RawQuery == "local=1" {
 		page.Text = append(page.Text, "The sign-in provider was not told, so you may still be signed in there: "+
 			"on a computer that others use, close all windows of the browser.")

@@ -43,6 +43,10 @@ func TestErrorPagesInABrowser(t *testing.T) {
 		if heading, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("h1"))); err != nil || heading != answers[code].title {
 			t.Errorf("%s: the page says %q, %v", code, heading, err)
 		}
+		// Chromium drops a style sheet that the policy refuses.
+		if styled, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("document.styleSheets.length === 1")); err != nil || !styled {
+			t.Errorf("%s: the page's style is refused, %v", code, err)
+		}
 		problems, err := testenv.Legible(ctx)
 		if err != nil {
 			t.Fatal(err)
