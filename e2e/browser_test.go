@@ -311,6 +311,44 @@ func TestBrowserDev(t *testing.T) {
 	}
 }
 
+// TestBrowserDevProvider looks at the development provider's pages that a sign-in does
+// not lead to.
+func TestBrowserDevProvider(t *testing.T) {
+	port := testenv.FreePort(t)
+	public := "http://" + testenv.Loopback(port)
+	provider := startDevProvider(t, public)
+	startNode(t, nodeOptions{port: port, upstream: startApp(t, "app"), client: provider}).awaitSignIn()
+	b := openBrowser(t)
+	b.open(provider.issuer)
+	b.awaitPage("An OpenID provider for trying things out")
+	b.legible()
+	b.open(provider.issuer + "/connect/authorize?client_id=nobody")
+	b.awaitPage("This sign-in can’t start")
+	b.legible()
+	b.open(provider.issuer + "/connect/end_session")
+	b.awaitPage("You are signed out")
+	b.legible()
+
+	// A wrong password, a name that is filled in, and a change of mind.
+	b.open(public)
+	b.awaitPage("Sign in")
+	b.do(
+		chromedp.SendKeys(chromedp.CSS("#username"), "alice"),
+		chromedp.SendKeys(chromedp.CSS("#password"), "bob"),
+	)
+	b.click("button")
+	b.await(`document.querySelector("[role=alert]")`)
+	b.legible()
+	b.click("tbody a")
+	b.await(`document.querySelector("#username")?.value === "alice" && !document.querySelector("[role=alert]")`)
+	b.click(".actions a")
+	b.awaitPage("The sign-in provider sent you back")
+	b.legible()
+	b.click(".primary")
+	b.signIn("alice")
+	b.awaitPage("Hello, alice")
+}
+
 // TestBrowserCookies: what a real browser keeps on https, and what is left of it after
 // signing out.
 func TestBrowserCookies(t *testing.T) { // A-C17
