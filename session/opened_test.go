@@ -69,7 +69,7 @@ func TestOpenedDecidesNothing(t *testing.T) {
 		if err := m.End(t.Context(), make(http.Header), live); err != nil {
 			t.Fatal(err)
 		}
-		if len(m.opened.young)+len(m.opened.old) > 0 {
+		if m.opened.count() > 0 {
 			t.Error("an ended session is remembered")
 		}
 		if _, err := m.Load(t.Context(), request); !errors.Is(err, ErrInvalid) {
@@ -84,7 +84,7 @@ func TestOpenedDecidesNothing(t *testing.T) {
 		if _, err := m.Load(t.Context(), request); !errors.Is(err, ErrInvalid) {
 			t.Errorf("an ended session: %v", err)
 		}
-		if len(m.opened.young)+len(m.opened.old) > 0 {
+		if m.opened.count() > 0 {
 			t.Error("an ended session is remembered")
 		}
 	})
@@ -129,6 +129,28 @@ func TestOpenedDecidesNothing(t *testing.T) {
 	})
 }
 
+// count returns the number of records that are remembered.
+func (o *opened) count() int {
+	n := 0
+	for i := range o.shards {
+		n += len(o.shards[i].young) + len(o.shards[i].old)
+	}
+	return n
+}
+
+// TestOpenedShards: every handle has a shard, and every shard has handles.
+func TestOpenedShards(t *testing.T) {
+	var o opened
+	seen := map[*openedShard]bool{}
+	for _, digit := range "0123456789abcdef" {
+		seen[o.shard("coatcheck-"+string(digit))] = true
+	}
+	if len(seen) != openedShards {
+		t.Errorf("%d shards are used", len(seen))
+	}
+}
+
+// TestOpenedIsBounded fills one shard.
 func TestOpenedIsBounded(t *testing.T) {
 	var o opened
 	now := time.Now()
@@ -136,16 +158,16 @@ func TestOpenedIsBounded(t *testing.T) {
 	sealed := make([]byte, 64<<10)
 	const most = 2 * (openedSize/(2*64<<10) + 1)
 	for i := range 2 * most {
-		o.keep(now, ticket{handle: fmt.Sprint(i)}, sealed, s)
-		if n := len(o.young) + len(o.old); n > most {
+		o.keep(now, ticket{handle: fmt.Sprint(i, "-0")}, sealed, s)
+		if n := o.count(); n > most {
 			t.Fatalf("%d records are remembered", n)
 		}
 	}
-	newest := ticket{handle: fmt.Sprint(2*most - 1)}
+	newest := ticket{handle: fmt.Sprint(2*most-1, "-0")}
 	if o.find(now, newest, sealed) != s {
 		t.Error("the newest record is forgotten")
 	}
-	if o.find(now, ticket{handle: "0"}, sealed) != nil {
+	if o.find(now, ticket{handle: fmt.Sprint(0, "-0")}, sealed) != nil {
 		t.Error("the oldest record is remembered")
 	}
 }
