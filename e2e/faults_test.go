@@ -40,7 +40,7 @@ func pendingCallback(t *testing.T, b *testenv.Browser, site string) string {
 	return ""
 }
 
-// tellRedis sends commands, each of which must be answered with OK.
+// tellRedis sends commands, none of which may be answered with an error.
 func tellRedis(t *testing.T, r *testenv.Redis, commands ...string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", r.Addr())
@@ -53,7 +53,7 @@ func tellRedis(t *testing.T, r *testenv.Redis, commands ...string) {
 		if _, err := fmt.Fprintf(conn, "%s\r\n", command); err != nil {
 			t.Fatal(err)
 		}
-		if answer, err := answers.ReadString('\n'); err != nil || answer != "+OK\r\n" {
+		if answer, err := answers.ReadString('\n'); err != nil || answer[0] == '-' {
 			t.Fatalf("Redis answers %q to %q, %v", answer, command, err)
 		}
 	}

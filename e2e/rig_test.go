@@ -189,6 +189,12 @@ func startApp(t *testing.T, name string) string {
 // what is tested. origins are the public URLs of the nodes that use it.
 func startDevProvider(t *testing.T, origins ...string) client {
 	t.Helper()
+	return startDevProviderBehind(t, func(p http.Handler) http.Handler { return p }, origins...)
+}
+
+// startDevProviderBehind puts something between our own provider and those who ask it.
+func startDevProviderBehind(t *testing.T, wrap func(http.Handler) http.Handler, origins ...string) client {
+	t.Helper()
 	l, err := devprovider.Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +209,7 @@ func startDevProvider(t *testing.T, origins ...string) client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second}
+	s := &http.Server{Handler: wrap(p), ReadHeaderTimeout: 10 * time.Second}
 	go func() { _ = s.Serve(l) }()
 	t.Cleanup(func() { _ = s.Close() })
 	return c
