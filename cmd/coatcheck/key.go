@@ -22,7 +22,7 @@ func (c keyNewCmd) Run(con console) error {
 	if err := ring.WriteNew(c.File); errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("%s exists already and was left as it is: without it, everybody it signed in has to sign in again", c.File)
 	} else if err != nil {
-		return err
+		return fmt.Errorf("%s can't be written: %w", c.File, err)
 	}
 	fmt.Fprintf(con.out, "Wrote %s with the key %s. Give the same file to every node, and keep it secret.\n", c.File, ring.KeyIDs()[0])
 	return nil

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -57,13 +58,16 @@ func main() {
 
 // run executes one command and returns the exit status.
 func run(ctx context.Context, args []string, con console) int {
+	if len(args) == 0 { // somebody who looks what there is
+		run(ctx, []string{"--help"}, console{con.err, con.err})
+		return exitUsage
+	}
 	var exited *int
 	parser, err := kong.New(&commands{},
 		kong.Name("coatcheck"),
 		kong.Description("Sessions and sign-in in front of web apps."),
 		kong.Writers(con.out, con.err),
 		kong.Exit(func(code int) { exited = &code }), // after --help
-		kong.UsageOnError(),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(con))
@@ -75,7 +79,7 @@ func run(ctx context.Context, args []string, con console) int {
 		return *exited
 	}
 	if err != nil {
-		fmt.Fprintf(con.err, "coatcheck: %v\nTry: coatcheck --help\n", err)
+		fmt.Fprintf(con.err, "coatcheck: %v\nTry: coatcheck %s\n", err, helpFor(err))
 		return exitUsage
 	}
 	if err := call.Run(); err != nil && !errors.Is(err, context.Canceled) {
@@ -83,6 +87,16 @@ func run(ctx context.Context, args []string, con console) int {
 		return exitFailed
 	}
 	return exitOK
+}
+
+// helpFor is the call that explains the command which was called wrongly.
+func helpFor(err error) string {
+	var wrong *kong.ParseError
+	if errors.As(err, &wrong) && wrong.Context.Command() != "" {
+		command, _, _ := strings.Cut(wrong.Context.Command(), " <") // without its arguments
+		return command + " --help"
+	}
+	return "--help"
 }
 
 type versionCmd struct{}

@@ -58,7 +58,7 @@ func (c checkCmd) Run(con console) error {
 	for _, w := range cfg.Warnings() {
 		fmt.Fprintf(con.out, "note: %s\n", w)
 	}
-	fmt.Fprintf(con.out, "%s is valid: %d routes, store %s, provider %s.\n",
+	fmt.Fprintf(con.out, "%s is valid. Routes: %d. Store: %s. Provider: %s.\n",
 		c.Config, len(cfg.Routes), cfg.Store.Driver, cfg.Providers[0].Issuer)
 	return nil
 }
@@ -69,7 +69,7 @@ func load(file string) (*config.Config, error) {
 	cfg, err := config.Load(file)
 	var problems config.Errors
 	if errors.As(err, &problems) {
-		return nil, fmt.Errorf("the configuration is not valid\n%w", err)
+		return nil, fmt.Errorf("the configuration can't be used\n%w", err)
 	}
 	return cfg, err
 }

@@ -148,11 +148,22 @@ func mayMakeRing(cfg *config.Config) bool { return cfg.Store.Driver == config.Dr
 
 func readRing(keys config.Keys) (*seal.Ring, error) {
 	if keys.Env == "" {
-		return seal.ReadRing(keys.File)
+		ring, err := seal.ReadRing(keys.File)
+		switch {
+		case errors.Is(err, seal.ErrNoFile):
+			return nil, fmt.Errorf("keys: %w\nMake it once, for all nodes: coatcheck key new %s", err, keys.File)
+		case err != nil:
+			return nil, fmt.Errorf("keys: %w", err)
+		}
+		return ring, nil
 	}
-	ring, err := seal.ParseRing([]byte(os.Getenv(keys.Env)))
+	text, ok := os.LookupEnv(keys.Env)
+	if !ok {
+		return nil, fmt.Errorf("keys: the environment variable %s is not set", keys.Env)
+	}
+	ring, err := seal.ParseRing([]byte(text))
 	if err != nil {
-		return nil, fmt.Errorf("%w (in the environment variable %s)", err, keys.Env)
+		return nil, fmt.Errorf("keys: %w (in the environment variable %s)", err, keys.Env)
 	}
 	return ring, nil
 }
