@@ -93,8 +93,8 @@ func TestDrain(t *testing.T) {
 	}
 	c.awaitNodes("node-b")
 
-	// The close frame comes after the delay, with a reason that says the app did not
-	// fail; the event stream's answer ends as a whole one.
+	// Then the node ends its streams: a WebSocket with a close frame, and the answer of an
+	// event stream as a whole one.
 	ctx, cancel := context.WithTimeout(t.Context(), delay+grace)
 	defer cancel()
 	if _, _, err := sockets["node-a"].Read(ctx); websocket.CloseStatus(err) != websocket.StatusGoingAway {
