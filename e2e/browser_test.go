@@ -152,7 +152,7 @@ func TestBrowserDevProvider(t *testing.T) {
 	b.click("tbody a")
 	b.await(`document.querySelector("#username")?.value === "alice" && !document.querySelector("[role=alert]")`)
 	b.click(".actions a")
-	b.awaitPage("The sign-in provider sent you back")
+	b.awaitPage("You were not signed in")
 	b.legible()
 	b.click(".primary")
 	b.signIn("alice")

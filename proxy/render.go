@@ -122,18 +122,18 @@ var answers = map[coatcheck.Code]answer{
 		"If you run this site: give every node the same session store (store). If you came to use it: tell the people who run it.", actionStart,
 	},
 	coatcheck.CodeProviderRefused: {
-		403, slog.LevelWarn, "The sign-in provider sent you back",
+		403, slog.LevelWarn, "You were not signed in",
 		"You cancelled the sign-in, or the provider refused it.",
 		"Sign in again. If that doesn't help, ask the people who run this site.", actionStart,
 	},
 	coatcheck.CodeProviderFailed: {
-		502, slog.LevelError, "The sign-in provider is not answering",
-		"Your sign-in could not be completed, because the provider could not be reached or did not answer as it should.",
+		502, slog.LevelError, "The provider is not answering",
+		"Your sign-in could not be completed, because the sign-in provider of this site could not be reached or did not answer as it should.",
 		"Wait a minute, then sign in again.", actionStart,
 	},
 	coatcheck.CodeBadToken: {
-		502, slog.LevelError, "The sign-in provider's answer can't be trusted",
-		"Your sign-in was stopped, because what the provider said about you did not pass a check.",
+		502, slog.LevelError, "The provider's answer can't be trusted",
+		"Your sign-in was stopped, because what the sign-in provider of this site said about you did not pass a check.",
 		"Sign in again. If that doesn't help, tell the people who run this site.", actionStart,
 	},
 	coatcheck.CodeUpstreamFailed: {
