@@ -262,7 +262,7 @@ func TestProviderDown(t *testing.T) {
 	checkServed(t, n.url, []guest{bob})
 	page = signOut(bob)
 	page = s.mustSend(t, request{url: n.url + page.Header.Get("Location"), header: asNavigation})
-	if page.Status != http.StatusOK || !strings.Contains(page.Body, "Your provider was not told") {
+	if page.Status != http.StatusOK || !strings.Contains(page.Body, "provider was not told") {
 		t.Errorf("after the sign-out: %d %s", page.Status, page.Body)
 	}
 
