@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
@@ -50,7 +51,7 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 		public:   c.url,
 		client:   o.client,
 		upstream: o.upstream,
-		store:    redisStore(t, c.redis, o.password),
+		store:    redisStore(t, c.redis, patient, o.password),
 		keys:     newKeys(t),
 		routes:   o.routes,
 		more:     o.more,
@@ -75,15 +76,20 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	return c
 }
 
-// redisStore returns a node's store in the YAML of a configuration.
-func redisStore(t *testing.T, r *testenv.Redis, password string) string {
+// patient is a timeout of Redis that a busy machine does not reach.
+const patient = 5 * time.Second
+
+// redisStore returns a node's store in the YAML of a configuration. timeout is how long
+// Redis may take to answer.
+func redisStore(t *testing.T, r *testenv.Redis, timeout time.Duration, password string) string {
 	t.Helper()
-	if password == "" {
-		return fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: 500ms}}", r.URL())
+	passwordFile := ""
+	if password != "" {
+		file := filepath.Join(t.TempDir(), "redis-password")
+		writeFile(t, file, password)
+		passwordFile = ", password_file: " + file
 	}
-	file := filepath.Join(t.TempDir(), "redis-password")
-	writeFile(t, file, password)
-	return fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: 500ms, password_file: %s}}", r.URL(), file)
+	return fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: %s%s}}", r.URL(), timeout, passwordFile)
 }
 
 // servedBy says which node HAProxy had an answer from, "" if it answered itself.

@@ -99,7 +99,7 @@ func TestStoreDown(t *testing.T) {
 		port:     port,
 		client:   startDevProvider(t, "http://"+testenv.Loopback(port)),
 		upstream: startApp(t, "app"),
-		store:    redisStore(t, redis, ""),
+		store:    redisStore(t, redis, time.Second, ""),
 		keys:     newKeys(t),
 	})
 	n.awaitSignIn()

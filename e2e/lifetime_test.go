@@ -27,7 +27,7 @@ func TestLifetimes(t *testing.T) {
 				more:     lifetimes,
 			}
 			if driver == "redis" {
-				o.store = redisStore(t, testenv.StartRedis(t, testenv.RedisOptions{}), "")
+				o.store = redisStore(t, testenv.StartRedis(t, testenv.RedisOptions{}), patient, "")
 				o.keys = newKeys(t)
 			}
 			n := startNode(t, o)
