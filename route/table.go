@@ -104,7 +104,7 @@ func (p Pattern) check() error {
 // folded, the path belongs to a more specific route than it does as it stands. A
 // server that ignores case would serve that one's content, so a path is never freed by
 // writing it in capitals. CodeMalformed: another reading of the path, without its path
-// parameters, say, belongs to another route.
+// parameters, say, or of the method, in capitals, belongs to another route.
 func (t *Table[T]) Match(r Request) (*T, error) {
 	entry, err := t.find(r.Host, r.Path, r.Method)
 	if err != nil {
@@ -117,10 +117,21 @@ func (t *Table[T]) Match(r Request) (*T, error) {
 			}
 		}
 	}
+	// Methods are told apart by case (RFC 9110 §9.1), but not by every framework: what
+	// some take for a POST must not pass by the route for POST.
+	if upper := strings.ToUpper(r.Method); upper != r.Method {
+		r.Method = upper
+		if other, err := t.Match(r); err != nil || other != &t.entries[entry].Value {
+			return nil, coatcheck.E(coatcheck.CodeMalformed, "route.match", errMethodCase)
+		}
+	}
 	return &t.entries[entry].Value, nil
 }
 
-var errReading = errors.New("path belongs to another route when read otherwise")
+var (
+	errReading    = errors.New("path belongs to another route when read otherwise")
+	errMethodCase = errors.New("method belongs to another route when written in capitals")
+)
 
 func (t *Table[T]) find(host, path, method string) (int, error) {
 	folded := foldCase(path)

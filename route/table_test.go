@@ -84,7 +84,13 @@ func TestMatch(t *testing.T) {
 		{"GET", "a.test", "/health", "GET =/health"},
 		{"POST", "a.test", "/health", "/"},
 		{"HEAD", "a.test", "/health", "/"},
-		{"get", "a.test", "/health", "/"},
+		{"get", "a.test", "/health/", "/"},
+
+		// A method in small letters leads past no route either.
+		{"get", "a.test", "/health", malformed},
+		{"Put", "shop.test", "/cart/1", malformed},
+		{"delete", "shop.test", "/cart/1", "shop.test/cart"},
+		{"delete", "shop.test", "/cart/1;x", "shop.test/cart"},
 		{"", "a.test", "/health", "/"},
 		{"GET", "a.test", "/health/", "/"},
 
