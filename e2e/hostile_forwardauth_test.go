@@ -105,6 +105,8 @@ func TestHostileHosts(t *testing.T) {
 - {path: /, upstream: REC}
 - {path: /public/, require: anonymous, upstream: REC}
 - {path: /health, exact: true, methods: [GET], require: anonymous, upstream: REC}
+- {path: /public/api, require: anonymous, upstream: REC}
+- {path: /public/api, methods: [POST, DELETE], upstream: REC}
 - {host: a.sso.test, path: /, allow: {groups: [admins]}, upstream: REC}
 - {host: b.sso.test, path: /, upstream: REC}
 - {host: b.sso.test, path: /public/, require: anonymous, upstream: REC}
@@ -177,6 +179,10 @@ func TestHostileHosts(t *testing.T) {
 			{[]string{"X-Original-URL: https://auth.sso.test/health", "X-Original-Method: GET"}, 202},
 			{[]string{"X-Forwarded-Uri: /health"}, 401}, // a missing method matches no rule for methods
 			{[]string{"X-Forwarded-Uri: /health", "X-Forwarded-Method: POST"}, 401},
+			{[]string{"X-Forwarded-Uri: /public/api", "X-Forwarded-Method: GET"}, 202},
+			{[]string{"X-Forwarded-Uri: /public/api", "X-Forwarded-Method: POST"}, 401},
+			{[]string{"X-Forwarded-Uri: /public/api", "X-Forwarded-Method: post"}, 403},
+			{[]string{"X-Forwarded-Uri: /public/api"}, 401}, // and may be one that a rule guards
 			{[]string{"X-Forwarded-Method: GET"}, 401},
 			{nil, 401},
 			{[]string{"X-Forwarded-Uri: /admin", "X-Forwarded-Method: GET"}, 401},

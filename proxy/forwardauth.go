@@ -62,15 +62,27 @@ func (x *exchange) identity() *coatcheck.Identity {
 }
 
 // judgeOriginal judges the request that is asked about. Where nobody said which path
-// that is, everything that any route of the host demands is demanded.
+// that is, everything that any route of the host demands is demanded; where nobody said
+// which method, everything that the path's route for any method does.
 func (p *Proxy) judgeOriginal(x *exchange) error {
 	original, err := p.original(x)
 	if err != nil {
 		return err
 	}
 	if original.Path != "" {
-		_, err := p.judge(x, original)
-		return err
+		if _, err := p.judge(x, original); err != nil || original.Method != "" {
+			return err
+		}
+		for _, original.Method = range p.Routes.Methods() {
+			target, err := p.Routes.Match(original)
+			if err != nil {
+				return err
+			}
+			if err := policy.Decide(target.Require, x.session(), p.Allow, target.Allow); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if !p.serves(original.Host) {
 		return coatcheck.E(coatcheck.CodeMisdirected, "proxy.forward_auth", errors.New("no route has the host "+original.Host))

@@ -37,6 +37,7 @@ type Entry[T any] struct {
 type Table[T any] struct {
 	entries []Entry[T]
 	hosts   map[string]*site
+	methods []string // all that patterns name, sorted
 }
 
 // site holds the routes of one host, as they are and with their case folded.
@@ -74,7 +75,10 @@ func NewTable[T any](entries []Entry[T]) (*Table[T], error) {
 		}
 		s.plain.add(p.Path, p.Exact, c)
 		s.folded.add(foldCase(p.Path), p.Exact, c)
+		t.methods = append(t.methods, p.Methods...)
 	}
+	slices.Sort(t.methods)
+	t.methods = slices.Compact(t.methods)
 	return t, nil
 }
 
@@ -156,6 +160,10 @@ func (t *Table[T]) find(host, path, method string) (int, error) {
 func (t *Table[T]) Knows(host string) bool {
 	return t.hosts[host] != nil || t.hosts[""] != nil
 }
+
+// Methods returns every method that a pattern names. Each other one leads to the same
+// route as "". The slice must not be changed.
+func (t *Table[T]) Methods() []string { return t.methods }
 
 // All yields the value of every route that takes in requests for host, in the order
 // the table was made of.

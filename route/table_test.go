@@ -200,6 +200,17 @@ func TestTableKnowsAndAll(t *testing.T) {
 	}
 }
 
+func TestTableMethods(t *testing.T) {
+	tab := table(t,
+		route.Pattern{Path: "/"},
+		route.Pattern{Path: "/x", Methods: []string{"PUT", "GET"}},
+		route.Pattern{Path: "/y", Methods: []string{"DELETE", "GET"}},
+	)
+	if diff := cmp.Diff([]string{"DELETE", "GET", "PUT"}, tab.Methods()); diff != "" {
+		t.Errorf("Methods (-want +got):\n%s", diff)
+	}
+}
+
 func TestNewTableRefuses(t *testing.T) {
 	tests := map[string][]route.Pattern{
 		"relative":         {{Path: "x"}},
