@@ -18,6 +18,8 @@ import (
 func hostileRoutes(t *testing.T, rec *testenv.Recorder) nodeOptions {
 	return nodeOptions{routes: strings.NewReplacer("REC", rec.URL, "DOWN", "http://"+testenv.Loopback(testenv.FreePort(t))).Replace(`
 - {path: /public/, require: anonymous, upstream: REC}
+- {path: /public/api, require: anonymous, upstream: REC}
+- {path: /public/api/, methods: [POST, DELETE], upstream: REC}
 - {path: /health, exact: true, methods: [GET], require: anonymous, upstream: REC}
 - {path: /slow, require: anonymous, upstream: REC, timeout: 1s}
 - {path: /broken, require: anonymous, upstream: REC}
@@ -86,6 +88,17 @@ func hostilePaths(t *testing.T, s *site) {
 			if got := a.field(name); got != nil {
 				t.Errorf("the app got %s: %q", name, got)
 			}
+			// A free route for the methods that no other one guards: neither lends its.
+			for _, target := range []string{"/public/api/x", "/public/x"} {
+				a := s.send(t, s.request("PUT", target, "Content-Length: 0", name+": DELETE"))
+				s.served(t, a, "")
+				if got := a.field(name); got != nil {
+					t.Errorf("%s: the app got %s: %q", target, name, got)
+				}
+			}
+		}
+		for _, method := range []string{"POST", "post", "Delete"} {
+			s.denied(t, s.send(t, s.request(method, "/public/api/x", "Content-Length: 0")), false)
 		}
 	})
 	t.Run("A-P12", func(t *testing.T) {

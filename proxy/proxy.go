@@ -55,8 +55,8 @@ type Route struct {
 	Name    string // as it stands in logs and metrics
 	Require coatcheck.State
 	Allow   policy.Rule
-	// MethodGuarded: the route names methods, so headers by which some apps read
-	// another method than the request's are not passed on.
+	// MethodGuarded: which route a request belongs to depends on its method, so headers
+	// by which some apps read another method than the request's are not passed on.
 	MethodGuarded bool
 	// Upstream is nil for a route that serves forward-auth only.
 	Upstream *upstream.Upstream

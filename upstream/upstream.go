@@ -99,8 +99,8 @@ type Call struct {
 	Scheme    string // of the site, as the browser sees it
 	Host      string // canonical host of the request
 	RequestID string
-	// MethodGuarded says that the route names methods. Fields that ask an app to take
-	// the request for one of another method are removed then.
+	// MethodGuarded says that the route was chosen by method too. Fields that ask an app
+	// to take the request for one of another method are removed then.
 	MethodGuarded bool
 	// StreamKey is an opaque name under which a WebSocket or event stream is kept, the
 	// session's Ref.

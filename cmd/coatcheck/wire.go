@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/coatcheck/coatcheck/config"
@@ -193,7 +195,7 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (
 			Name:          routeName(cfg, r),
 			Require:       r.Require,
 			Allow:         newRule(r.Allow),
-			MethodGuarded: len(r.Methods) > 0,
+			MethodGuarded: methodGuarded(cfg.Routes, r),
 		}
 		if r.Upstream != nil {
 			if transports[r.Timeout] == nil {
@@ -221,6 +223,15 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (
 	var err error
 	s.table, err = route.NewTable(entries)
 	return s, err
+}
+
+// methodGuarded tells whether some request of the route would belong to another one if
+// it had another method: it or a route below it names methods.
+func methodGuarded(routes []config.Route, r config.Route) bool {
+	return slices.ContainsFunc(routes, func(other config.Route) bool {
+		return len(other.Methods) > 0 && other.Host == r.Host &&
+			strings.HasPrefix(other.Path+"/", strings.TrimSuffix(r.Path, "/")+"/")
+	})
 }
 
 func stripped(r config.Route) string {
