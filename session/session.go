@@ -28,6 +28,9 @@ var ErrInvalid = errors.New("session: no live session for this cookie")
 // than one arrives when somebody else may set cookies for our host.
 const maxCandidates = 4
 
+// storeResolution is how far a store's rounding may move a record's end.
+const storeResolution = 2 * time.Millisecond
+
 // purpose binds records to what they are (invariant 12).
 const purpose = "session"
 
@@ -177,13 +180,17 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*coatcheck.Session, error) {
 	return s, nil
 }
 
-// touch moves the idle end of a session that is in use, at most once in m.slack. A
+// touch moves the idle end of a session that is in use, at most once in m.slack, and
+// once more when the absolute end is nearer than that, so that it comes no sooner. A
 // session that ended between the read and the touch is invalid: it was ended on
 // purpose. Any other failure costs nothing now, since the read was good and the next
 // request tries again.
 func (m *Manager) touch(ctx context.Context, l *Live) error {
-	want := m.ttl(l.Session)
-	if l.ttl >= want-m.slack {
+	want, slack := m.ttl(l.Session), m.slack
+	if want < m.Idle {
+		slack = min(slack, storeResolution)
+	}
+	if l.ttl >= want-slack {
 		return nil
 	}
 	if err := m.Store.Touch(ctx, l.handle, want); errors.Is(err, store.ErrNotFound) {
