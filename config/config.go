@@ -258,8 +258,8 @@ type Limits struct {
 
 // Timeouts are those of the proxy's listener.
 type Timeouts struct {
-	// ReadHeader bounds the time a client takes to send a request's header. Default
-	// 10s, from 100ms to 5m.
+	// ReadHeader bounds the time a client takes to send a request's header, and the
+	// body of a request that no app gets. Default 10s, from 100ms to 5m.
 	ReadHeader time.Duration `yaml:"read_header"`
 	// Idle bounds the time a kept-alive connection waits for its next request.
 	// Default 120s, from 1s to 1h.

@@ -61,6 +61,16 @@ func (x *exchange) target() string {
 	return x.req.RawPath + "?" + x.req.RawQuery
 }
 
+// bodyUntil sets when the request's body must have come, never if t is zero. net/http
+// reads what a handler leaves of a body, before it answers or after, and would wait for
+// ever for one that does not come.
+func (x *exchange) bodyUntil(t time.Time) {
+	if x.r.ContentLength != 0 {
+		// The connection's next request sets its own. An error means that it is gone.
+		_ = http.NewResponseController(&x.w).SetReadDeadline(t)
+	}
+}
+
 // navigation tells whether a person's browser asks for a page, so that a redirect to
 // the provider ends where the person sees it. Everything that says it is a script, an
 // upgrade or a form's submission is none: it could not follow, or would lose its body.

@@ -46,6 +46,9 @@ type Options struct {
 	Store    Pinger
 	Metrics  *metrics.Metrics
 	Logger   *slog.Logger
+	// BodyTimeout bounds the wait for a body that no app gets: of a form of ours, or of a
+	// request that is refused. How long an upload to an app takes is not bounded.
+	BodyTimeout time.Duration
 	// AccessLog writes a line for each request.
 	AccessLog bool
 }
@@ -86,6 +89,7 @@ func (p *Proxy) Drain() { p.draining.Store(true) }
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{w: response{ResponseWriter: w}, r: r, start: time.Now(), client: p.peer(r)}
 	defer p.finish(x)
+	x.bodyUntil(x.start.Add(p.BodyTimeout))
 	x.id = x.client.requestID(r)
 	if p.draining.Load() && r.Header.Get("Upgrade") == "" { // a 101's Connection is the app's
 		w.Header().Set("Connection", "close")
@@ -194,6 +198,8 @@ func (p *Proxy) forward(x *exchange, target *Route) error {
 		call.State = x.live.State
 		call.StreamKey = string(x.live.Ref)
 	}
+	x.bodyUntil(time.Time{})
+	defer func() { x.bodyUntil(time.Now().Add(p.BodyTimeout)) }() // of what the app left
 	return target.Upstream.Forward(&x.w, x.r, &call)
 }
 

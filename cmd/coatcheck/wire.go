@@ -90,13 +90,15 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 			Idle:     cfg.Session.IdleTimeout,
 			Absolute: cfg.Session.AbsoluteTimeout,
 		}),
-		SignIn:    signIn,
-		Returns:   returns,
-		Ring:      ring,
-		Store:     kept,
-		Metrics:   counts,
-		Logger:    logger,
-		AccessLog: cfg.Log.Access,
+		SignIn:  signIn,
+		Returns: returns,
+		Ring:    ring,
+		Store:   kept,
+		Metrics: counts,
+		Logger:  logger,
+		// A form of ours is no longer than a header.
+		BodyTimeout: cfg.Timeouts.ReadHeader,
+		AccessLog:   cfg.Log.Access,
 	})
 	return &node{
 		cfg:     cfg,
