@@ -171,7 +171,11 @@ func (p *Proxy) render(x *exchange, err error) {
 		a = answers[coatcheck.CodeInternal]
 	}
 	x.code = code
-	p.Logger.LogAttrs(x.r.Context(), a.level, "request refused",
+	level := a.level
+	if x.r.Context().Err() != nil {
+		level = slog.LevelDebug // the client has left; browsers do so all day
+	}
+	p.Logger.LogAttrs(x.r.Context(), level, "request refused",
 		slog.String("request_id", x.id), slog.String("code", string(code)), slog.Int("status", a.status),
 		slog.String("route", x.routeName()), slog.String("session", x.ref()), slog.String("error", err.Error()))
 
