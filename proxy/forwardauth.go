@@ -25,7 +25,11 @@ func (p *Proxy) forwardAuth(x *exchange) error {
 	err := p.judgeOriginal(x)
 	switch {
 	case err == nil:
-		for name, value := range authRequestHeaders.Fields(x.identity()) {
+		var id *coatcheck.Identity
+		if live := p.user(x); live != nil {
+			id = &live.Identity
+		}
+		for name, value := range authRequestHeaders.Fields(id) {
 			x.w.Header().Set(name, value) // an empty one too, so that nobody else's stays
 		}
 		x.w.WriteHeader(http.StatusAccepted)
@@ -52,13 +56,6 @@ var forwardAuthAnswers = map[coatcheck.Code]bool{
 	coatcheck.CodeForbidden:      true,
 	coatcheck.CodeUnknown:        true,
 	coatcheck.CodeInternal:       true,
-}
-
-func (x *exchange) identity() *coatcheck.Identity {
-	if x.live == nil {
-		return nil
-	}
-	return &x.live.Identity
 }
 
 // judgeOriginal judges the request that is asked about. Where nobody said which path

@@ -178,6 +178,16 @@ func (p *Proxy) loadSession(x *exchange) error {
 	return nil
 }
 
+// user is the session that an app is told of. On a route that serves everybody there may
+// be one of somebody who may not sign in any more, since the configuration has changed:
+// that one names nobody.
+func (p *Proxy) user(x *exchange) *session.Live {
+	if x.live == nil || policy.Permit(&x.live.Identity, p.Allow) != nil {
+		return nil
+	}
+	return x.live
+}
+
 // forward hands the request to the app.
 func (p *Proxy) forward(x *exchange, target *Route) error {
 	if target.Upstream == nil {
@@ -193,10 +203,10 @@ func (p *Proxy) forward(x *exchange, target *Route) error {
 		RequestID:     x.id,
 		MethodGuarded: target.MethodGuarded,
 	}
-	if x.live != nil {
-		call.Identity = &x.live.Identity
-		call.State = x.live.State
-		call.StreamKey = string(x.live.Ref)
+	if live := p.user(x); live != nil {
+		call.Identity = &live.Identity
+		call.State = live.State
+		call.StreamKey = string(live.Ref)
 	}
 	x.bodyUntil(time.Time{})
 	defer func() { x.bodyUntil(time.Now().Add(p.BodyTimeout)) }() // of what the app left
@@ -229,15 +239,15 @@ func (p *Proxy) finish(x *exchange) {
 			slog.String("request_id", x.id),
 			slog.String("client", x.client.ip),
 			slog.String("method", x.r.Method),
-			slog.String("host", x.r.Host),
-			slog.String("path", x.r.URL.Path), // never the query: codes and states come in it
+			slog.String("host", legible(x.r.Host)),
+			slog.String("path", legible(x.r.URL.Path)), // never the query: codes and states come in it
 			slog.String("route", x.routeName()),
 			slog.Int("status", status),
 			slog.String("code", string(x.code)),
 			slog.Int64("bytes", x.w.bytes),
 			slog.Float64("ms", float64(took.Microseconds())/1000),
 			slog.String("session", x.ref()),
-			slog.String("user_agent", x.r.UserAgent()))
+			slog.String("user_agent", legible(x.r.UserAgent())))
 	}
 	if v == http.ErrAbortHandler {
 		panic(v) // net/http then closes the connection

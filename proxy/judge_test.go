@@ -1,0 +1,54 @@
+package proxy
+
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/coatcheck/coatcheck/policy"
+)
+
+// TestNoLongerAllowed: a session that has outlived its person's right to sign in names
+// nobody to an app, on free routes neither.
+func TestNoLongerAllowed(t *testing.T) {
+	r := newRig(t)
+	var got http.Header
+	r.app.answer = func(req *http.Request) (*http.Response, error) {
+		got = req.Header
+		return new(faultyApp).RoundTrip(req)
+	}
+	_, alice := r.signedIn(t, "alice")
+	_, bob := r.signedIn(t, "bob")
+	r.Proxy.Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} // where httptest's requests come from
+	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
+	for _, tt := range []struct {
+		cookie      http.Header
+		user, state string
+	}{{alice, "", "anonymous"}, {bob, "bob", "authenticated"}} {
+		w := r.serveHTTP("GET", "/public", "", tt.cookie)
+		if w.Code != http.StatusOK || got.Get("X-Forwarded-User") != tt.user || got.Get("Coatcheck-State") != tt.state {
+			t.Errorf("%d as %q, %s; want %q, %s", w.Code, got.Get("X-Forwarded-User"), got.Get("Coatcheck-State"), tt.user, tt.state)
+		}
+		asked := http.Header{"X-Forwarded-Uri": {"/public"}, "X-Forwarded-Method": {"GET"}}
+		if w := r.serveHTTP("GET", "/oauth2/auth", "", tt.cookie, asked); w.Code != http.StatusAccepted || w.Header().Get("X-Auth-Request-User") != tt.user {
+			t.Errorf("forward-auth: %d as %q, want %q", w.Code, w.Header().Get("X-Auth-Request-User"), tt.user)
+		}
+	}
+}
+
+// TestClientLeft: a client that hangs up is nothing that an operator must look at.
+func TestClientLeft(t *testing.T) {
+	r := newRig(t)
+	r.app.answer = func(req *http.Request) (*http.Response, error) { return nil, req.Context().Err() }
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	req := httptest.NewRequestWithContext(ctx, http.MethodGet, "/public", nil)
+	req.Host = r.PublicURL.Host
+	r.ServeHTTP(httptest.NewRecorder(), req)
+	if log := r.log.String(); !strings.Contains(log, "request refused") || strings.Contains(log, `"level":"ERROR"`) {
+		t.Errorf("the log:\n%s", log)
+	}
+}
