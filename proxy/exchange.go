@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/route"
@@ -233,3 +234,19 @@ func goodRequestID(id string) bool {
 
 // panicType describes a panic without its text, which may quote a secret.
 func panicType(v any) string { return fmt.Sprintf("%T", v) }
+
+// legible returns s without characters that a terminal may obey when a log is looked at.
+// JSON escapes those below U+0020 and leaves DEL and the C1 controls as they are.
+func legible(s string) string {
+	for i := range len(s) {
+		if s[i] >= 0x7f {
+			return strings.Map(func(r rune) rune {
+				if unicode.IsControl(r) {
+					return unicode.ReplacementChar
+				}
+				return r
+			}, s)
+		}
+	}
+	return s
+}

@@ -87,3 +87,16 @@ func TestNavigation(t *testing.T) {
 		})
 	}
 }
+
+// TestLegible: A-D2.
+func TestLegible(t *testing.T) {
+	for in, want := range map[string]string{
+		"Mozilla/5.0":       "Mozilla/5.0",
+		"/straße":           "/straße",
+		"a\u009b31mred\x7f": "a\ufffd31mred\ufffd",
+	} {
+		if got := legible(in); got != want {
+			t.Errorf("legible(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
