@@ -64,8 +64,10 @@ func (v *validator) result() (*Config, error) {
 	return v.cfg, nil
 }
 
-// secrets fills the fields of type coatcheck.Secret from what the file names.
+// secrets fills the fields of type coatcheck.Secret from what the file names. The key
+// ring is for others to read.
 func (v *validator) secrets() {
+	v.exposed("keys.file", v.cfg.Keys.File)
 	if v.cfg.Store.Driver == DriverRedis {
 		r := &v.cfg.Store.Redis
 		r.Password = v.secret("store.redis.password", r.PasswordFile, r.PasswordEnv)
@@ -110,11 +112,16 @@ func (v *validator) secretFile(key, file string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	v.exposed(key, file)
+	// Editors and echo end a file with a newline that is no part of the secret.
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r"), nil
+}
+
+// exposed notes that a file with a secret is open to strangers.
+func (v *validator) exposed(key, file string) {
 	if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o004 != 0 {
 		v.note("%s: every user of this machine can read the file: chmod o-r", key)
 	}
-	// Editors and echo end a file with a newline that is no part of the secret.
-	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r"), nil
 }
 
 func (v *validator) secretText(key, where, text string) coatcheck.Secret {

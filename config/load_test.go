@@ -325,13 +325,17 @@ func TestReadableSecretIsNoted(t *testing.T) {
 	}
 	dir := t.TempDir()
 	write(t, dir, "client-secret", "hunter2", 0o644)
+	write(t, dir, "keys.json", "{}", 0o644)
 	cfg, err := Load(write(t, dir, "coatcheck.yaml", string(text), 0o644))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "providers[0].client_secret_file: every user of this machine can read the file: chmod o-r"
-	if got := cfg.Warnings()[0]; got != want {
-		t.Errorf("Warnings()[0] = %q, want %q", got, want)
+	want := []string{
+		"keys.file: every user of this machine can read the file: chmod o-r",
+		"providers[0].client_secret_file: every user of this machine can read the file: chmod o-r",
+	}
+	if diff := cmp.Diff(want, cfg.Warnings()[:len(want)]); diff != "" {
+		t.Errorf("Warnings (-want +got):\n%s", diff)
 	}
 }
 
