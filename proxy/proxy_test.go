@@ -180,13 +180,31 @@ func TestUserinfo(t *testing.T) {
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"user":"alice"`) || strings.Contains(w.Body.String(), "canary") {
 		t.Errorf("%d: %s", w.Code, w.Body)
 	}
-	if w := r.serveHTTP("GET", "/oauth2/userinfo", "", page200); w.Code != http.StatusUnauthorized || w.Header().Get("Location") != "" {
-		t.Errorf("nobody: %d", w.Code)
+	for _, target := range []string{"/oauth2/userinfo", "/oauth2/auth"} {
+		w := r.serveHTTP("GET", target, "", page200)
+		if w.Code != http.StatusUnauthorized || w.Header().Get("Location") != "" || w.Header().Get("Content-Type") != "application/json" {
+			t.Errorf("%s by nobody: %d, %s", target, w.Code, w.Header().Get("Content-Type"))
+		}
 	}
 	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
 	for _, target := range []string{"/oauth2/userinfo", "/oauth2/auth", "/x"} {
 		if w := r.serveHTTP("GET", target, "", alice); w.Code != http.StatusForbidden || w.Header().Get("Location") != "" {
 			t.Errorf("%s by somebody who may not sign in: %d", target, w.Code)
+		}
+	}
+}
+
+// TestMayNotSignIn: who may not sign in at all gets no session, only an explanation.
+func TestMayNotSignIn(t *testing.T) {
+	r := newRig(t)
+	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
+	for user, status := range map[string]int{"alice": http.StatusForbidden, "bob": http.StatusSeeOther} {
+		start := r.serveHTTP("GET", "/oauth2/start", "")
+		pair, _, _ := strings.Cut(start.Header().Get("Set-Cookie"), ";")
+		w := r.serveHTTP("GET", r.authorize(t, start.Header().Get("Location"), user), "", http.Header{"Cookie": {pair}}, page200)
+		signedIn := strings.Contains(strings.Join(w.Header()["Set-Cookie"], "\n"), r.Sessions.Jar.Session()+"=")
+		if w.Code != status || signedIn != (status == http.StatusSeeOther) {
+			t.Errorf("%s: %d, Set-Cookie %q", user, w.Code, w.Header()["Set-Cookie"])
 		}
 	}
 }

@@ -88,7 +88,7 @@ func newRig(t *testing.T) *rig {
 	returns := oidc.NewReturns(public)
 	signIn := oidc.New(oidc.Config{
 		Tenant: "default", Name: "test", Issuer: r.issuer, ClientID: "test", ClientSecret: "a secret of the tests",
-		Scopes: []string{"openid"}, RedirectURL: public.String() + "/oauth2/callback",
+		Scopes: []string{"openid", "email"}, RedirectURL: public.String() + "/oauth2/callback",
 		PostLogoutURL: public.String() + "/oauth2/sign_out/done", Returns: returns, Ring: ring, Jar: jar,
 		Once: r.store, Logger: slog.New(slog.DiscardHandler),
 	})
@@ -117,6 +117,32 @@ func discoverProvider(t *testing.T, p *oidc.RelyingParty) {
 			t.Fatal(p.Ready())
 		}
 	}
+}
+
+// authorize signs a person in at the provider and returns the target that the browser
+// comes back to.
+func (r *rig) authorize(t *testing.T, location, user string) string {
+	t.Helper()
+	u, err := url.Parse(location)
+	if err != nil {
+		t.Fatal(err)
+	}
+	form := strings.NewReader(url.Values{"username": {user}, "password": {user}}.Encode())
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.issuer+"/connect/sign_in?"+u.RawQuery, form)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := http.DefaultTransport.RoundTrip(req) // which follows no redirect
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	back, err := resp.Location()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return back.RequestURI()
 }
 
 // signedIn keeps a new session for a person and returns it with its Cookie header.
