@@ -53,6 +53,7 @@ func (p *RelyingParty) exchange(ctx context.Context, m *metadata, code, verifier
 	var refused *refusal
 	switch {
 	case errors.As(err, &refused):
+		refused.without(code, verifier, p.ClientSecret.Reveal())
 		return nil, coatcheck.E(coatcheck.CodeProviderRefused, op, err)
 	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, err)
@@ -65,6 +66,16 @@ type refusal struct{ code, description string }
 
 func (e *refusal) Error() string {
 	return fmt.Sprintf("the token endpoint answered %s: %s", quote(e.code), quote(e.description))
+}
+
+// without takes out what was sent, should the provider repeat it: errors are logged.
+func (e *refusal) without(secrets ...string) {
+	for _, s := range secrets {
+		if s != "" {
+			e.code = strings.ReplaceAll(e.code, s, "…")
+			e.description = strings.ReplaceAll(e.description, s, "…")
+		}
+	}
 }
 
 // parseTokens reads the token endpoint's answer. No error shows a part of it but the

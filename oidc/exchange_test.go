@@ -40,6 +40,11 @@ func TestTokenEndpointFails(t *testing.T) {
 		{"empty", text(200, ``), coatcheck.CodeProviderFailed},
 		{"created", text(201, `{"id_token":"canary","access_token":"canary","token_type":"bearer"}`), coatcheck.CodeProviderFailed},
 		{"OAuth error", text(400, `{"error":"invalid_grant","error_description":"\u001b[31m`+strings.Repeat("x", 5000)+`","access_token":"canary"}`), coatcheck.CodeProviderRefused},
+		{"OAuth error that repeats what was sent", func(w http.ResponseWriter, r *http.Request) {
+			_, secret, _ := r.BasicAuth()
+			said := r.FormValue("code") + " " + secret // both hold the word canary
+			text(400, `{"error":"`+said+`","error_description":"`+said+`"}`)(w, r)
+		}, coatcheck.CodeProviderRefused},
 		{"OAuth error with 200", text(200, `{"error":"invalid_client"}`), coatcheck.CodeProviderRefused},
 		{"OAuth error with 500", text(500, `{"error":"server_error"}`), coatcheck.CodeProviderFailed},
 		{"error page", text(503, `<html>canary`), coatcheck.CodeProviderFailed},
