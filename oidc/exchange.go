@@ -53,7 +53,7 @@ func (p *RelyingParty) exchange(ctx context.Context, m *metadata, code, verifier
 	var refused *refusal
 	switch {
 	case errors.As(err, &refused):
-		refused.without(code, verifier, p.ClientSecret.Reveal())
+		refused.without(code, verifier, p.ClientSecret.Reveal(), url.QueryEscape(p.ClientSecret.Reveal()))
 		return nil, coatcheck.E(coatcheck.CodeProviderRefused, op, err)
 	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, err)
