@@ -110,6 +110,8 @@ func TestHostileHosts(t *testing.T) {
 - {host: a.sso.test, path: /, allow: {groups: [admins]}, upstream: REC}
 - {host: b.sso.test, path: /, upstream: REC}
 - {host: b.sso.test, path: /public/, require: anonymous, upstream: REC}
+- {host: c.sso.test, path: /, require: anonymous, upstream: REC}
+- {host: c.sso.test, path: /admin, allow: {groups: [admins]}, upstream: REC}
 `, "REC", rec.URL),
 		more: "session: {cookie: {domain: sso.test}}\ntrusted_proxies: [127.0.0.0/8, 10.0.0.0/8]\n",
 	})
@@ -188,6 +190,8 @@ func TestHostileHosts(t *testing.T) {
 			{[]string{"X-Forwarded-Uri: /admin", "X-Forwarded-Method: GET"}, 401},
 			{[]string{"X-Forwarded-Uri: /public/x", "X-Forwarded-Host: b.sso.test"}, 202},
 			{[]string{"X-Forwarded-Uri: /public/x", "X-Forwarded-Host: a.sso.test"}, 401},
+			{[]string{"X-Forwarded-Uri: /", "X-Forwarded-Host: c.sso.test"}, 202},
+			{[]string{"X-Forwarded-Host: c.sso.test"}, 401}, // which path is not said: all that the host demands
 			{[]string{"X-Forwarded-Uri: /public/x", "X-Forwarded-Host: evil.com"}, 403},
 			{[]string{"X-Forwarded-Uri: /public/../admin"}, 403},
 			{[]string{"X-Forwarded-Uri: /public/..%2fadmin"}, 403},

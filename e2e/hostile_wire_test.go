@@ -225,6 +225,10 @@ func hostileAdmin(t *testing.T, s *site) {
 				t.Errorf("%s: %s", target, a.Status)
 			}
 		}
+		for _, target := range []string{"/oauth2start", "/oauth2x", "/OAUTH2/start"} { // an app's, if anybody's
+			a := s.get(t, target, alice)
+			s.served(t, a, "alice")
+		}
 		for _, host := range []string{"admin", strings.TrimPrefix(s.admin, "http://")} {
 			if a := s.get(t, "/metrics", alice, "Host: "+host); a.StatusCode != http.StatusMisdirectedRequest || len(a.reached) > 0 {
 				t.Errorf("Host: %s: %s", host, a.Status)

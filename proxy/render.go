@@ -180,7 +180,6 @@ func (p *Proxy) render(x *exchange, err error) {
 		slog.String("route", x.routeName()), slog.String("session", x.ref()), slog.String("error", err.Error()))
 
 	h := x.w.Header()
-	ownHeaders(h)
 	switch a.status {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", retryAfter)
