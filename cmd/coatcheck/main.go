@@ -40,6 +40,8 @@ type commands struct {
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 	DevProvider devProviderCmd `cmd:"" help:"Run the development provider alone, on loopback."`
 	DevApp      devAppCmd      `cmd:"" help:"Run the sample app alone."`
+
+	VersionFlag kong.VersionFlag `name:"version" help:"Print the version."`
 }
 
 // console is where a command talks to the person who called it.
@@ -70,7 +72,8 @@ func run(ctx context.Context, args []string, con console) int {
 		kong.Exit(func(code int) { exited = &code }), // after --help
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
-		kong.Bind(con))
+		kong.Bind(con),
+		kong.Vars{"version": "coatcheck " + version()})
 	if err != nil {
 		panic(err) // the structs above contradict themselves
 	}
