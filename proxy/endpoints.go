@@ -222,14 +222,14 @@ func (p *Proxy) signOut(x *exchange) error {
 	if err := p.loadSession(x); err != nil {
 		return err
 	}
-	sameOrigin := x.r.Header.Get("Sec-Fetch-Site") == "same-origin"
+	ourPage := askedByOurPage(x.r.Header)
 	switch {
-	case x.live == nil && !sameOrigin:
+	case x.live == nil && !ourPage:
 		return p.afterSignOut(x, returnTo, "")
 	case x.live == nil:
 		// The session has ended, or was never granted: the provider may still hold
 		// one, and would sign the same account in again without a word.
-	case !sameOrigin && !p.signOutTokenFits(x):
+	case !ourPage && !p.signOutTokenFits(x):
 		return p.confirmSignOut(x, returnTo)
 	default:
 		if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live); err != nil {
@@ -241,6 +241,13 @@ func (p *Proxy) signOut(x *exchange) error {
 		return redirect(x, location)
 	}
 	return p.afterSignOut(x, returnTo, "?local=1")
+}
+
+// askedByOurPage tells whether a page of this very origin asked, by a link, a form or a
+// script (W3C Fetch Metadata). An image that somebody put into a page of the app is none
+// of these (no-cors), nor is a browser that fetches links before anybody has chosen one.
+func askedByOurPage(h http.Header) bool {
+	return h.Get("Sec-Fetch-Site") == "same-origin" && h.Get("Sec-Fetch-Mode") != "no-cors" && h.Get("Sec-Purpose") == ""
 }
 
 func (p *Proxy) afterSignOut(x *exchange, returnTo, query string) error {

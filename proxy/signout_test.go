@@ -30,12 +30,16 @@ func TestSignOut(t *testing.T) {
 	bob, _ := r.Sessions.Load(t.Context(), others)
 	for _, tt := range []struct {
 		name, method, site string
+		mode, purpose      string
 		token              func(*session.Live) string
 		inQuery            bool
 		ends               bool
 	}{
 		{name: "a link on our own page", method: "GET", site: "same-origin", ends: true},
 		{name: "a form on our own page", method: "POST", site: "same-origin", ends: true},
+		{name: "a script on our own page", method: "POST", site: "same-origin", mode: "cors", ends: true},
+		{name: "an image on our own page", method: "GET", site: "same-origin", mode: "no-cors"},
+		{name: "a link that is fetched ahead", method: "GET", site: "same-origin", mode: "navigate", purpose: "prefetch;prerender"},
 		{name: "a typed address", method: "GET", site: "none"},
 		{name: "an image on another site", method: "GET", site: "cross-site"},
 		{name: "a form on another site", method: "POST", site: "cross-site"},
@@ -77,6 +81,12 @@ func TestSignOut(t *testing.T) {
 			header := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
 			if tt.site != "" {
 				header.Set("Sec-Fetch-Site", tt.site)
+			}
+			if tt.mode != "" {
+				header.Set("Sec-Fetch-Mode", tt.mode)
+			}
+			if tt.purpose != "" {
+				header.Set("Sec-Purpose", tt.purpose)
 			}
 			w := r.serveHTTP(tt.method, target, body, alice, header, page200)
 			if alive := r.alive(t, alice); alive == tt.ends {
