@@ -1,0 +1,117 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/route"
+)
+
+// None of these settings is the default.
+const unusual = `
+public_url: http://app.example.com:8080
+insecure_http: true
+trusted_proxies: [10.0.0.0/8]
+session: {cookie: {name: ticket, domain: example.com}, idle_timeout: 7m, absolute_timeout: 7h}
+providers:
+  - {name: corp, issuer: http://127.0.0.1:9, client_id: web, client_secret_file: secret, scopes: [openid, roles], groups_claim: roles}
+routes:
+  - {path: /, require: anonymous, upstream: "http://127.0.0.1:9", websocket_origins: ["https://friend.example"]}
+  - {path: /shop, methods: [POST], host: shop.example.com, upstream: "http://127.0.0.1:9"}
+endpoints: {prefix: /auth}
+limits: {header_bytes: 8192, uri_bytes: 1000, cookies: 20}
+timeouts: {read_header: 3s, idle: 4s}
+log: {access: false}
+`
+
+// TestNewNode: what the configuration says arrives at the part that acts on it.
+func TestNewNode(t *testing.T) {
+	n := wired(t, unusual)
+	front, signIn, sessions, server := n.front, n.signIn, n.front.Sessions, n.server(nil)
+	for name, values := range map[string][2]any{
+		"trusted_proxies":            {fmt.Sprint(front.Trusted), "[10.0.0.0/8]"},
+		"limits":                     {front.Limits, route.Limits{URI: 1000, Cookies: 20}},
+		"limits.header_bytes":        {server.MaxHeaderBytes, 8192},
+		"timeouts.read_header":       {server.ReadHeaderTimeout, 3 * time.Second},
+		"timeouts.read_header, body": {front.BodyTimeout, 3 * time.Second},
+		"timeouts.idle":              {server.IdleTimeout, 4 * time.Second},
+		"log.access":                 {front.AccessLog, false},
+		"idle_timeout":               {sessions.Idle, 7 * time.Minute},
+		"absolute_timeout":           {sessions.Absolute, 7 * time.Hour},
+		"cookie.name":                {sessions.Jar.Session(), "ticket"},
+		"client_id":                  {signIn.ClientID, "web"},
+		"client_secret":              {signIn.ClientSecret.Reveal(), "a secret of the tests"},
+		"scopes":                     {signIn.Scopes, []string{"openid", "roles"}},
+		"groups_claim":               {signIn.GroupsClaim, "roles"},
+		"insecure_unverified_email":  {signIn.UnverifiedEmail, false},
+		"insecure_id_token_hint":     {signIn.IDTokenHint, false},
+		"redirect_uri":               {signIn.RedirectURL, "http://app.example.com:8080/auth/callback"},
+		"post_logout_redirect_uri":   {signIn.PostLogoutURL, "http://app.example.com:8080/auth/sign_out/done"},
+	} {
+		if diff := cmp.Diff(values[1], values[0]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+
+	// Each of the two alone, so that they can't be mixed up.
+	for _, setting := range []string{"insecure_unverified_email", "insecure_id_token_hint"} {
+		n := wired(t, strings.Replace(unusual, "groups_claim", setting+": true, groups_claim", 1))
+		if got := [2]bool{n.signIn.UnverifiedEmail, n.signIn.IDTokenHint}; got != [2]bool{setting == "insecure_unverified_email", setting == "insecure_id_token_hint"} {
+			t.Errorf("%s: %v", setting, got)
+		}
+	}
+
+	// The app is down, so 502 is as far as an allowed WebSocket gets.
+	for origin, status := range map[string]int{"https://friend.example": 502, "https://enemy.example": 403} {
+		r := httptest.NewRequest(http.MethodGet, "/socket", nil)
+		r.Host = "app.example.com:8080"
+		r.Header = http.Header{
+			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Origin": {origin},
+			"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+		}
+		w := httptest.NewRecorder()
+		front.ServeHTTP(w, r)
+		if w.Code != status {
+			t.Errorf("a WebSocket from %s: %d, want %d", origin, w.Code, status)
+		}
+	}
+
+	// Other hosts are reached on the port of public_url.
+	for host, want := range map[string]string{"app.example.com:8080": "/", "shop.example.com:8080": "shop.example.com:8080/shop"} {
+		got, err := front.Routes.Match(route.Request{Method: http.MethodPost, Host: host, Path: "/shop"})
+		if err != nil || got.Name != want {
+			t.Errorf("%s: %v, %v", host, got, err)
+		}
+	}
+}
+
+// wired returns the node of a configuration.
+func wired(t *testing.T, text string) *node {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{"coatcheck.yaml": text, "secret": "a secret of the tests"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, err := config.Load(filepath.Join(dir, "coatcheck.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := newNode(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = n.store.Close() })
+	return n
+}
