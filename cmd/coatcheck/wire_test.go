@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/route"
 )
 
@@ -86,12 +87,40 @@ func TestNewNode(t *testing.T) {
 		}
 	}
 
+	// The app's host is the browser's, unless it is to be its own.
+	var host string
+	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { host = r.Host }))
+	t.Cleanup(app.Close)
+	for preserve, want := range map[string]string{"true": "app.example.com:8080", "false": strings.TrimPrefix(app.URL, "http://")} {
+		n := wired(t, strings.Replace(unusual, `upstream: "http://127.0.0.1:9"`, "preserve_host: "+preserve+", upstream: "+app.URL, 1))
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Host = "app.example.com:8080"
+		if n.front.ServeHTTP(httptest.NewRecorder(), r); host != want {
+			t.Errorf("preserve_host: %s: the app is asked for %q, want %q", preserve, host, want)
+		}
+	}
+
 	// Other hosts are reached on the port of public_url.
 	for host, want := range map[string]string{"app.example.com:8080": "/", "shop.example.com:8080": "shop.example.com:8080/shop"} {
 		got, err := front.Routes.Match(route.Request{Method: http.MethodPost, Host: host, Path: "/shop"})
 		if err != nil || got.Name != want {
 			t.Errorf("%s: %v, %v", host, got, err)
 		}
+	}
+}
+
+// TestOpenStoreRedis: the user may see nothing outside the prefix.
+func TestOpenStoreRedis(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{"user app on >of-the-test ~app:* +@read +@write +@connection"}})
+	s, err := openStore(t.Context(), config.Store{Driver: config.DriverRedis, Redis: config.Redis{
+		URL: server.URL(), Username: "app", Password: "of-the-test", KeyPrefix: "app:", Timeout: 5 * time.Second,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.Ping(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 
