@@ -78,7 +78,6 @@ func TestSmallest(t *testing.T) {
 	}
 	want := []string{
 		"allow: everybody the provider knows may sign in: no allow rule",
-		"routes[0] (app.example.com/): everybody the provider knows may pass: no allow rule",
 	}
 	if diff := cmp.Diff(want, cfg.Warnings()); diff != "" {
 		t.Error(diff)
@@ -178,12 +177,10 @@ func TestWarnings(t *testing.T) {
 		{"full-single.good.yaml", []string{
 			"insecure_http: sessions and sign-ins cross the network in plain text",
 			"allow: everybody the provider knows may sign in: no allow rule",
-			"routes[0] (localhost/): everybody the provider knows may pass: no allow rule",
 		}},
 		{"full-env.good.yaml", []string{
 			"providers[0]: a public client, without client secret: PKCE alone protects its sign-ins",
 			"allow: everybody the provider knows may sign in: no allow rule",
-			"routes[0] (app.example.com/): everybody the provider knows may pass: no allow rule",
 		}},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
@@ -383,5 +380,27 @@ func TestLoadFailures(t *testing.T) {
 	}
 	if _, err := Parse("c.yaml", make([]byte, 10<<20)); err == nil || err.Error() != "c.yaml: the file is larger than 256 KiB" {
 		t.Errorf("Parse of 10 MiB = %v", err)
+	}
+}
+
+// TestRoutesWithoutRule: where some routes have a rule, those without one are named.
+func TestRoutesWithoutRule(t *testing.T) {
+	cfg, err := Parse("coatcheck.yaml", []byte(`
+public_url: https://app.example.com
+providers:
+  - {name: corp, issuer: https://idp.example.com, client_id: web, client_secret_env: SECRET}
+routes:
+  - {path: /, upstream: http://127.0.0.1:8080}
+  - {path: /admin, upstream: http://127.0.0.1:8080, allow: {groups: [admins]}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"allow: everybody the provider knows may sign in: no allow rule",
+		"routes[0] (app.example.com/): everybody the provider knows may pass: no allow rule",
+	}
+	if diff := cmp.Diff(want, cfg.Warnings()); diff != "" {
+		t.Error(diff)
 	}
 }

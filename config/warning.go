@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"net/url"
+	"slices"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -32,12 +33,14 @@ func (v *validator) warn() {
 	if c.Allow.Empty() {
 		v.note("allow: everybody the provider knows may sign in: no allow rule")
 	}
+	// Where no route has a rule of its own either, that says it for all of them.
+	rules := slices.ContainsFunc(c.Routes, func(r Route) bool { return !r.Allow.Empty() })
 	for i, r := range c.Routes {
 		path := element("routes", i)
 		switch {
 		case r.Require == coatcheck.Anonymous:
 			v.note("%s (%s%s): open to everybody, signed in or not", path, r.Host, r.Path)
-		case c.Allow.Empty() && r.Allow.Empty():
+		case c.Allow.Empty() && r.Allow.Empty() && rules:
 			v.note("%s (%s%s): everybody the provider knows may pass: no allow rule", path, r.Host, r.Path)
 		}
 	}

@@ -206,7 +206,6 @@ func (p *Proxy) forward(x *exchange, target *Route) error {
 	if live := p.user(x); live != nil {
 		call.Identity = &live.Identity
 		call.State = live.State
-		call.StreamKey = string(live.Ref)
 	}
 	x.bodyUntil(time.Time{})
 	defer func() { x.bodyUntil(time.Now().Add(p.BodyTimeout)) }() // of what the app left

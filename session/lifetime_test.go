@@ -1,9 +1,12 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -241,4 +244,29 @@ func TestBeginSetsTheLifetime(t *testing.T) {
 	if live.State != coatcheck.Authenticated {
 		t.Errorf("the session is %v", live.State)
 	}
+}
+
+// TestFailedTouchIsLogged: requests are served while touches fail, so the log must say
+// what will come, and not with every request.
+func TestFailedTouchIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		r := newRig(t, func(o *Options) {
+			o.Idle, o.Absolute = time.Hour, time.Hour*24
+			o.Logger = slog.New(slog.NewTextHandler(&out, nil))
+		})
+		value := r.signIn("alice")
+		r.probe.forget(failing("touch"))
+		for range 10 {
+			time.Sleep(4 * time.Minute)
+			for range 10 {
+				if _, err := r.load(value); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if lines := strings.Count(out.String(), "level=WARN"); lines < 5 || lines > 10 || strings.Contains(out.String(), value) {
+			t.Errorf("%d warnings:\n%s", lines, out.String())
+		}
+	})
 }

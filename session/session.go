@@ -11,7 +11,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -44,6 +46,7 @@ type Options struct {
 	// Idle is at most Absolute.
 	Idle, Absolute time.Duration
 	Now            func() time.Time // time.Now if nil
+	Logger         *slog.Logger     // for touches that fail; nothing is logged if nil
 }
 
 // A Manager keeps the sessions of one tenant. It is safe for concurrent use.
@@ -51,12 +54,16 @@ type Manager struct {
 	Options
 	slack  time.Duration
 	opened opened
+	warned atomic.Int64 // when a failed touch was logged last, in Unix seconds
 }
 
 // New returns a Manager.
 func New(o Options) *Manager {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
@@ -193,10 +200,22 @@ func (m *Manager) touch(ctx context.Context, l *Live) error {
 	if l.ttl >= want-slack {
 		return nil
 	}
-	if err := m.Store.Touch(ctx, l.handle, want); errors.Is(err, store.ErrNotFound) {
+	switch err := m.Store.Touch(ctx, l.handle, want); {
+	case errors.Is(err, store.ErrNotFound):
 		return ErrInvalid
+	case err != nil && ctx.Err() == nil:
+		m.warn(ctx, err)
 	}
 	return nil
+}
+
+// warn logs that a touch failed, once a minute: if that stays so, everybody is signed
+// out when the idle timeout is over, though requests are served until then.
+func (m *Manager) warn(ctx context.Context, err error) {
+	now, last := m.Now().Unix(), m.warned.Load()
+	if now-last >= 60 && m.warned.CompareAndSwap(last, now) {
+		m.Logger.WarnContext(ctx, "sessions in use can't be extended, and will end at the idle timeout", "error", err)
+	}
 }
 
 // ttl is how long a session that is used now may live.

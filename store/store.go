@@ -6,8 +6,7 @@
 // the key ring together can make.
 //
 // Each backend is a package below this one, and passes the conformance suite in
-// package storetest with real servers. Leases, the registry and the change feed
-// join here as their own small interfaces.
+// package storetest with real servers.
 package store
 
 import (

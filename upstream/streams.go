@@ -5,11 +5,11 @@ import (
 	"sync"
 )
 
-// Streams keeps the WebSockets and event streams that are open in this process, each
-// under the key of its Call. The zero value is ready for use; so are concurrent calls.
+// Streams keeps the WebSockets and event streams that are open in this process. The zero
+// value is ready for use; so are concurrent calls.
 type Streams struct {
 	mu   sync.Mutex
-	open map[stream]string
+	open map[stream]bool
 	// drain is the context of Drain, once it was called. What opens later, from a
 	// handshake that was under way, leaves at once.
 	drain context.Context
@@ -43,13 +43,13 @@ func (s *Streams) Drain(ctx context.Context) {
 	wg.Wait()
 }
 
-func (s *Streams) add(st stream, key string) {
+func (s *Streams) add(st stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open = make(map[stream]string)
+		s.open = make(map[stream]bool)
 	}
-	s.open[st] = key
+	s.open[st] = true
 	if s.drain != nil {
 		go st.leave(s.drain)
 	}

@@ -102,9 +102,6 @@ type Call struct {
 	// MethodGuarded says that the route was chosen by method too. Fields that ask an app
 	// to take the request for one of another method are removed then.
 	MethodGuarded bool
-	// StreamKey is an opaque name under which a WebSocket or event stream is kept, the
-	// session's Ref.
-	StreamKey string
 }
 
 // Forward sends r to the app and its answer to w. A nil error means that an answer was
@@ -240,7 +237,7 @@ func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
 // open keeps s in Streams until the exchange ends.
 func (ex *exchange) open(s stream) {
 	ex.stream, ex.done = s, make(chan struct{})
-	ex.up.options.Streams.add(s, ex.call.StreamKey)
+	ex.up.options.Streams.add(s)
 }
 
 func (ex *exchange) end() {

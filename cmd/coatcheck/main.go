@@ -7,6 +7,8 @@
 //	coatcheck serve --config FILE      run a node
 //	coatcheck check --config FILE      say what is wrong with a configuration
 //	coatcheck key new FILE             make the key ring that all nodes share
+//	coatcheck version                  print the version
+//	coatcheck dev-provider, dev-app    the parts of dev, each alone
 //
 // It exits with 0 when all went well, 1 when something failed, and 2 when it was
 // called in a way it does not understand.

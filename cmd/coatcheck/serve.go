@@ -32,7 +32,7 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	}
 	public, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err // it names the address
 	}
 	n, err := newNode(ctx, cfg, logger)
 	if err != nil {

@@ -89,6 +89,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 			Tenant:   tenant,
 			Idle:     cfg.Session.IdleTimeout,
 			Absolute: cfg.Session.AbsoluteTimeout,
+			Logger:   logger,
 		}),
 		SignIn:  signIn,
 		Returns: returns,
