@@ -241,3 +241,24 @@ func TestLinksInDocs(t *testing.T) {
 		t.Error("found no relative link in any document")
 	}
 }
+
+// TestMetricsInDocs checks that operators find every metric explained.
+func TestMetricsInDocs(t *testing.T) {
+	code, err := os.ReadFile("metrics/metrics.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`"(coatcheck_[a-z_]+)"`).FindAllStringSubmatch(string(code), -1)
+	if len(names) < 5 {
+		t.Fatalf("found only %d metrics", len(names))
+	}
+	for _, m := range names {
+		if !strings.Contains(string(doc), "`"+m[1]+"`") {
+			t.Errorf("docs/operations.md does not explain %s", m[1])
+		}
+	}
+}
