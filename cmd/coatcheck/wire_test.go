@@ -111,7 +111,7 @@ func TestNewNode(t *testing.T) {
 
 // TestOpenStoreRedis: the user may see nothing outside the prefix.
 func TestOpenStoreRedis(t *testing.T) {
-	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{"user app on >of-the-test ~app:* +@read +@write +@connection"}})
+	server := testenv.StartRedis(t, testenv.RedisOptions{Password: "of-others", Config: []string{"user app on >of-the-test ~app:* +@read +@write +@connection"}})
 	s, err := openStore(t.Context(), config.Store{Driver: config.DriverRedis, Redis: config.Redis{
 		URL: server.URL(), Username: "app", Password: "of-the-test", KeyPrefix: "app:", Timeout: 5 * time.Second,
 	}})
