@@ -81,7 +81,7 @@ func (p *Proxy) judgeOriginal(x *exchange) error {
 		}
 		return nil
 	}
-	if !p.serves(original.Host) {
+	if !p.Routes.Knows(original.Host) { // nothing says what it demands
 		return coatcheck.E(coatcheck.CodeMisdirected, "proxy.forward_auth", errors.New("no route has the host "+original.Host))
 	}
 	if err := p.loadSession(x); err != nil {

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/route"
 )
 
 // TestNoLongerAllowed: a session that has outlived its person's right to sign in names
@@ -35,6 +37,32 @@ func TestNoLongerAllowed(t *testing.T) {
 		asked := http.Header{"X-Forwarded-Uri": {"/public"}, "X-Forwarded-Method": {"GET"}}
 		if w := r.serveHTTP("GET", "/oauth2/auth", "", tt.cookie, asked); w.Code != http.StatusAccepted || w.Header().Get("X-Auth-Request-User") != tt.user {
 			t.Errorf("forward-auth: %d as %q, want %q", w.Code, w.Header().Get("X-Auth-Request-User"), tt.user)
+		}
+	}
+}
+
+// TestForwardAuthWithoutRoute: where no route says what a host demands, nobody passes,
+// whether or not the host is ours and a path was named.
+func TestForwardAuthWithoutRoute(t *testing.T) {
+	r := newRig(t)
+	_, alice := r.signedIn(t, "alice")
+	routes, err := route.NewTable([]route.Entry[Route]{{
+		Pattern: route.Pattern{Host: "shop.example.com", Path: "/"},
+		Value:   Route{Name: "/", Require: coatcheck.Anonymous},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Proxy.Routes = routes
+	r.Proxy.Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	for host, status := range map[string]int{"": 403, "app.example.com": 403, "evil.example": 403, "shop.example.com": 202} {
+		for _, path := range []string{"", "/"} {
+			asked := http.Header{"X-Forwarded-Host": {host}, "X-Forwarded-Uri": {path}}
+			for _, cookie := range []http.Header{nil, alice} {
+				if w := r.serveHTTP("GET", "/oauth2/auth", "", cookie, asked); w.Code != status {
+					t.Errorf("host %q, path %q: %d, want %d", host, path, w.Code, status)
+				}
+			}
 		}
 	}
 }
