@@ -87,6 +87,13 @@ func (p *Proxy) judgeOriginal(x *exchange) error {
 	if err := p.loadSession(x); err != nil {
 		return err
 	}
+	if !p.Routes.Covers(original.Host) {
+		// It may be a path of no route, which nobody gets who asks here for it. Free
+		// routes beside it don't make it free.
+		if err := policy.Decide(coatcheck.Authenticated, x.session(), p.Allow); err != nil {
+			return err
+		}
+	}
 	for target := range p.Routes.All(original.Host) {
 		if err := policy.Decide(target.Require, x.session(), p.Allow, target.Allow); err != nil {
 			return err

@@ -67,6 +67,28 @@ func TestForwardAuthWithoutRoute(t *testing.T) {
 	}
 }
 
+// TestForwardAuthWithoutPath: free routes do not free a path that is none of theirs.
+func TestForwardAuthWithoutPath(t *testing.T) {
+	r := newRig(t)
+	_, alice := r.signedIn(t, "alice")
+	routes, err := route.NewTable([]route.Entry[Route]{{
+		Pattern: route.Pattern{Host: "app.example.com", Path: "/public"},
+		Value:   Route{Name: "/public", Require: coatcheck.Anonymous},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Proxy.Routes = routes
+	for _, tt := range []struct {
+		cookie http.Header
+		status int
+	}{{nil, 401}, {alice, 202}} {
+		if w := r.serveHTTP("GET", "/oauth2/auth", "", tt.cookie); w.Code != tt.status {
+			t.Errorf("%v: %d, want %d", tt.cookie, w.Code, tt.status)
+		}
+	}
+}
+
 // TestClientLeft: a client that hangs up is nothing that an operator must look at.
 func TestClientLeft(t *testing.T) {
 	r := newRig(t)

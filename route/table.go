@@ -161,6 +161,16 @@ func (t *Table[T]) Knows(host string) bool {
 	return t.hosts[host] != nil || t.hosts[""] != nil
 }
 
+// Covers tells whether every path of host, with every method, belongs to some route.
+func (t *Table[T]) Covers(host string) bool {
+	for _, s := range [...]*site{t.hosts[host], t.hosts[""]} {
+		if s != nil && pick(s.plain.prefix[""], "") >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Methods returns every method that a pattern names. Each other one leads to the same
 // route as "". The slice must not be changed.
 func (t *Table[T]) Methods() []string { return t.methods }

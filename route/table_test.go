@@ -200,6 +200,24 @@ func TestTableKnowsAndAll(t *testing.T) {
 	}
 }
 
+func TestTableCovers(t *testing.T) {
+	tab := table(t,
+		route.Pattern{Host: "all.test", Path: "/"},
+		route.Pattern{Host: "below.test", Path: "/x"},
+		route.Pattern{Host: "exact.test", Path: "/", Exact: true},
+		route.Pattern{Host: "get.test", Path: "/", Methods: []string{"GET"}},
+	)
+	every := table(t, route.Pattern{Path: "/"}, route.Pattern{Host: "below.test", Path: "/x"})
+	for host, want := range map[string]bool{"all.test": true, "below.test": false, "exact.test": false, "get.test": false, "other.test": false} {
+		if got := tab.Covers(host); got != want {
+			t.Errorf("Covers(%q) = %v", host, got)
+		}
+		if !every.Covers(host) {
+			t.Errorf("a route for every host leaves %q uncovered", host)
+		}
+	}
+}
+
 func TestTableMethods(t *testing.T) {
 	tab := table(t,
 		route.Pattern{Path: "/"},
