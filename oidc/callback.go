@@ -72,7 +72,7 @@ func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Requ
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, fmt.Errorf("the answer's iss is %s, the sign-in was started at %q", quote(answer.issuer), p.Issuer))
 	}
 	// Each sign-in is used once in the whole cluster, whatever cookies a browser saved.
-	switch err := p.Once.Create(ctx, name, []byte{1}, p.left(pre)); {
+	switch err := p.Once.Create(ctx, name, []byte{1}, claimLife); {
 	case errors.Is(err, store.ErrExists):
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, errors.New("this sign-in was completed already"))
 	case err != nil:

@@ -27,6 +27,7 @@ func newClient() *http.Client {
 			ResponseHeaderTimeout:  requestTimeout,
 			MaxResponseHeaderBytes: 64 << 10,
 			MaxIdleConnsPerHost:    8,
+			MaxConnsPerHost:        64, // a flood of callbacks must not become one at the provider
 			IdleConnTimeout:        90 * time.Second,
 			ForceAttemptHTTP2:      true,
 		},

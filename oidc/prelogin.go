@@ -20,6 +20,9 @@ import (
 const (
 	// preLoginLife is how long a sign-in may take.
 	preLoginLife = 10 * time.Minute
+	// claimLife is how long a used sign-in is remembered: until no node's clock, if it is
+	// off by less than five minutes, takes its cookie any more.
+	claimLife = preLoginLife + 5*time.Minute
 	// preLoginKept is how long the browser keeps its cookie. It is longer, so that who
 	// comes back too late is signed in afresh and still gets where they wanted to go.
 	preLoginKept = time.Hour

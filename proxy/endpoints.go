@@ -53,11 +53,10 @@ func only(e endpoint, methods ...string) endpoint {
 // own returns the endpoint that the request is for, or nil if it is for an app. Paths
 // below the prefix are never an app's, and hosts that are not ours have no endpoints.
 func (p *Proxy) own(x *exchange) endpoint {
-	rest, ok := strings.CutPrefix(x.req.Path, p.Prefix)
-	if !ok || rest != "" && rest[0] != '/' || !p.serves(x.req.Host) {
+	rest, ok := p.belowPrefix(x.req.Path)
+	if !ok || !p.serves(x.req.Host) {
 		return nil
 	}
-	rest = strings.TrimPrefix(rest, "/")
 	if e, ok := p.endpoints[rest]; ok {
 		x.route = rest
 		ownHeaders(x.w.Header())
@@ -66,6 +65,15 @@ func (p *Proxy) own(x *exchange) endpoint {
 	return func(*exchange) error {
 		return coatcheck.E(coatcheck.CodeNotFound, "proxy.endpoint", errors.New("no such endpoint"))
 	}
+}
+
+// belowPrefix returns what follows Prefix in a path of ours.
+func (p *Proxy) belowPrefix(path string) (rest string, ok bool) {
+	rest, ok = strings.CutPrefix(path, p.Prefix)
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", false
+	}
+	return strings.TrimPrefix(rest, "/"), true
 }
 
 // serves tells whether a host is ours: the site's own, even if all routes have others,
@@ -118,13 +126,28 @@ func (p *Proxy) returnURL(x *exchange) (string, error) {
 	return p.returnTo(x, query)
 }
 
-// returnTo is the validated rd parameter of a query or form, "/" without one. A path is
-// one of the host that was asked: it is made absolute where that is not the public one,
-// since browsers come back from the provider to that.
+// returnTo is the validated rd parameter of a query or form, "/" without one.
+//
+// Of our own endpoints it leads to the sign-in page alone: a link could chain sign-ins by
+// the others, or make "Continue" sign out. A path is one of the host that was asked: it is
+// made absolute where that is not the public one, since browsers come back from the
+// provider to that.
 func (p *Proxy) returnTo(x *exchange, q url.Values) (string, error) {
 	rd, err := p.Returns.FromQuery(q)
-	if err != nil || !strings.HasPrefix(rd, "/") {
-		return rd, err
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(rd)
+	if err == nil {
+		if rest, ours := p.belowPrefix(u.Path); ours && rest != "sign_in" {
+			err = errors.New("one of our own endpoints")
+		}
+	}
+	if err != nil {
+		return "", coatcheck.E(coatcheck.CodeBadReturnURL, "proxy.return_url", err)
+	}
+	if !strings.HasPrefix(rd, "/") {
+		return rd, nil
 	}
 	return p.Returns.FromRequest(x.req.Host, rd), nil
 }

@@ -182,3 +182,23 @@ func clears(h http.Header, name string) bool {
 	}
 	return false
 }
+
+// TestReturnURLsOfOurOwn: nothing but the sign-in page can be put behind a sign-in or a
+// sign-out.
+func TestReturnURLsOfOurOwn(t *testing.T) {
+	r := newRig(t)
+	for rd, status := range map[string]int{
+		"/oauth2/sign_in":     http.StatusOK,
+		"/oauth2start":        http.StatusOK,
+		"/x?rd=/oauth2/start": http.StatusOK,
+		"/oauth2/start?rd=/":  http.StatusBadRequest,
+		"/oauth2/sign_out":    http.StatusBadRequest,
+		"/%6fauth2/sign_out":  http.StatusBadRequest,
+		"/oauth2":             http.StatusBadRequest,
+		r.PublicURL.String() + "/oauth2/sign_out": http.StatusBadRequest,
+	} {
+		if w := r.serveHTTP("GET", "/oauth2/sign_in?rd="+url.QueryEscape(rd), ""); w.Code != status {
+			t.Errorf("rd=%s: %d, want %d", rd, w.Code, status)
+		}
+	}
+}
