@@ -187,6 +187,7 @@ func clears(h http.Header, name string) bool {
 // sign-out.
 func TestReturnURLsOfOurOwn(t *testing.T) {
 	r := newRig(t)
+	absolute := r.PublicURL.String() + "/oauth2/sign_out"
 	for rd, status := range map[string]int{
 		"/oauth2/sign_in":     http.StatusOK,
 		"/oauth2start":        http.StatusOK,
@@ -195,7 +196,7 @@ func TestReturnURLsOfOurOwn(t *testing.T) {
 		"/oauth2/sign_out":    http.StatusBadRequest,
 		"/%6fauth2/sign_out":  http.StatusBadRequest,
 		"/oauth2":             http.StatusBadRequest,
-		r.PublicURL.String() + "/oauth2/sign_out": http.StatusBadRequest,
+		absolute:              http.StatusBadRequest,
 	} {
 		if w := r.serveHTTP("GET", "/oauth2/sign_in?rd="+url.QueryEscape(rd), ""); w.Code != status {
 			t.Errorf("rd=%s: %d, want %d", rd, w.Code, status)
