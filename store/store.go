@@ -74,7 +74,8 @@ type Store interface {
 	Touch(ctx context.Context, key string, ttl time.Duration) error
 	// Delete ends the record. An absent one is not an error.
 	Delete(ctx context.Context, key string) error
-	// Ping returns nil if the store answers and can be written to.
+	// Ping returns nil if the store answers reads. One that refuses writes for a while,
+	// full or in the midst of a failover, still serves who is signed in.
 	Ping(ctx context.Context) error
 	// Close releases what the store holds. No other method may be called after it.
 	Close() error

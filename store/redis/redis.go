@@ -227,12 +227,17 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	return wrap("delete", s.client.Do(ctx, s.client.B().Del().Key(s.prefix+key).Build()).Error())
 }
 
-// Ping implements store.Store. It writes, for a replica, a full server and a user
-// without rights answer a PING as well. The key is the empty one, which no record has.
+// Ping implements store.Store. It reads, for a server that is loading its data, a
+// replica cut off from its primary and a user without rights answer a PING as well. The
+// key is the empty one, which no record has.
 func (s *Store) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	return wrap("ping", s.client.Do(ctx, s.client.B().Set().Key(s.prefix).Value("").PxMilliseconds(1).Build()).Error())
+	err := s.client.Do(ctx, s.client.B().Get().Key(s.prefix).Build()).Error()
+	if rueidis.IsRedisNil(err) {
+		return nil
+	}
+	return wrap("ping", err)
 }
 
 // Close implements store.Store.

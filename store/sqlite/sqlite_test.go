@@ -92,15 +92,18 @@ func TestWaitForTheWriterEndsWithTheContext(t *testing.T) {
 	s.writer <- w
 }
 
-// Ping tells a file that can't be written to.
-func TestPingNeedsAWritableFile(t *testing.T) {
+// A file that can't be written to still serves who is signed in.
+func TestPingOfAFileThatRefusesWrites(t *testing.T) {
 	s := openNew(t)
 	w := <-s.writer
 	if _, err := w.exec("PRAGMA query_only = 1"); err != nil {
 		t.Fatal(err)
 	}
 	s.writer <- w
-	if err := s.Ping(t.Context()); err == nil {
-		t.Error("Ping succeeded on a file that can't be written to")
+	if err := s.Create(t.Context(), "k", nil, time.Hour); err == nil || errors.Is(err, store.ErrExists) {
+		t.Errorf("Create: %v", err)
+	}
+	if err := s.Ping(t.Context()); err != nil {
+		t.Errorf("Ping: %v", err)
 	}
 }
