@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs every fuzz target of the module for a short while, one after the other.
 #
-#   scripts/fuzz.sh [TIME]    TIME as go test -fuzztime takes it; 5s if not given
+#   scripts/fuzz.sh [TIME]    TIME as go test -fuzztime takes it; 60000x if not given
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 go=${GO:-go}
-time=${1:-5s}
+time=${1:-60000x}
 targets=0
 # Only a package with such a line needs to be built and asked for its targets.
 for dir in $(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do
