@@ -58,7 +58,7 @@ func hostileWire(t *testing.T, s *site) {
 		for _, version := range []string{"777", "12", "", "13, 777", "013"} {
 			lines := append([]string{alice, "Sec-WebSocket-Version: " + version}, handshake...)
 			answers := s.sendAll(t, bare("GET", "/admin", lines...)+next)
-			if len(answers) == 0 || answers[0].StatusCode != http.StatusUpgradeRequired || answers[0].Header.Get("Sec-Websocket-Version") != "13" {
+			if len(answers) == 0 || answers[0].StatusCode != http.StatusUpgradeRequired || answers[0].Header.Get("Sec-Websocket-Version") != "13" || answers[0].Header.Get("Upgrade") != "websocket" {
 				t.Fatalf("version %q: %d answers", version, len(answers))
 			}
 			for _, a := range answers {

@@ -464,3 +464,32 @@ func TestMixUp(t *testing.T) {
 		t.Error("the sign-in can still be completed")
 	}
 }
+
+type claimFunc func(ttl time.Duration) error
+
+func (f claimFunc) Create(_ context.Context, _ string, _ []byte, ttl time.Duration) error {
+	return f(ttl)
+}
+
+// A used sign-in is remembered until no node takes its cookie any more, however late it
+// was used and whatever the clocks say.
+func TestUsedSignInIsRemembered(t *testing.T) {
+	i, p, clock := newPair(t, nil)
+	var claimed time.Duration
+	p.Once = claimFunc(func(ttl time.Duration) error { claimed = ttl; return nil })
+	b := newBrowser(t)
+	asked := b.start(p, "/")
+	i.set(func() { i.nonce = asked.Get("nonce") })
+	clock.add(preLoginLife - time.Second)
+	_, _ = b.callback(p, i.response(asked))
+	if claimed < preLoginLife+time.Minute {
+		t.Errorf("claimed for %v", claimed)
+	}
+}
+
+// A flood of callbacks does not become a flood at the provider.
+func TestConnectionsToTheProviderAreBounded(t *testing.T) {
+	if n := newClient().Transport.(*http.Transport).MaxConnsPerHost; n <= 0 || n > 100 {
+		t.Errorf("MaxConnsPerHost = %d", n)
+	}
+}

@@ -225,3 +225,35 @@ func TestForwardAuthOnly(t *testing.T) {
 		t.Errorf("when asked about by a stranger: %d", w.Code)
 	}
 }
+
+// TestSignInLoop: the third sign-in in a row stops, unless a request was served between.
+func TestSignInLoop(t *testing.T) {
+	for served, want := range map[bool]int{false: http.StatusBadRequest, true: http.StatusSeeOther} {
+		r := newRig(t)
+		cookies := map[string]string{}
+		send := func(target string) *httptest.ResponseRecorder {
+			var pairs []string
+			for name, value := range cookies {
+				pairs = append(pairs, name+"="+value)
+			}
+			w := r.serveHTTP("GET", target, "", http.Header{"Cookie": {strings.Join(pairs, "; ")}}, page200)
+			for _, c := range w.Result().Cookies() {
+				if cookies[c.Name] = c.Value; c.MaxAge < 0 {
+					delete(cookies, c.Name)
+				}
+			}
+			return w
+		}
+		var last *httptest.ResponseRecorder
+		for range 3 {
+			start := send("/oauth2/start")
+			last = send(r.authorize(t, start.Header().Get("Location"), "alice"))
+			if served {
+				send("/oauth2/sign_in")
+			}
+		}
+		if last.Code != want {
+			t.Errorf("served between: %v; the third sign-in: %d, want %d", served, last.Code, want)
+		}
+	}
+}

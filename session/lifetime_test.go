@@ -270,3 +270,27 @@ func TestFailedTouchIsLogged(t *testing.T) {
 		}
 	})
 }
+
+// TestAbsoluteEndIsExact: that touches are coalesced costs nothing at the absolute end.
+func TestAbsoluteEndIsExact(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const idle, absolute = 200 * time.Second, 300 * time.Second // the slack is 10 s
+		r := newRig(t, func(o *Options) { o.Idle, o.Absolute = idle, absolute })
+		value := r.signIn("alice")
+		time.Sleep(95 * time.Second)
+		for range 20 { // the touch at 95 s leads to 295 s, and at 104 s less than the slack is to be gained
+			if _, err := r.load(value); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(9 * time.Second)
+		}
+		time.Sleep(24 * time.Second) // 299 s
+		if _, err := r.load(value); err != nil {
+			t.Errorf("a second before the absolute end: %v", err)
+		}
+		time.Sleep(time.Second)
+		if _, err := r.load(value); err != ErrInvalid {
+			t.Errorf("at the absolute end: %v", err)
+		}
+	})
+}
