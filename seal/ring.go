@@ -2,9 +2,11 @@ package seal
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -30,7 +32,8 @@ type key struct {
 // A Ring is the server's keys: the first seals, all of them open. It is immutable
 // and safe for concurrent use. Every node of a cluster has the same ring.
 type Ring struct {
-	keys []key
+	keys  []key
+	index [keySize]byte // of Index; stays when the keys rotate
 }
 
 // maxKeys bounds a ring. Rotation keeps a few old keys for as long as sessions live.
@@ -41,8 +44,9 @@ var ErrNoFile = errors.New("seal: no key ring file")
 
 // ringFile is the JSON form: the current key first.
 type ringFile struct {
-	Version int       `json:"version"`
-	Keys    []keyFile `json:"keys"`
+	Version  int       `json:"version"`
+	Keys     []keyFile `json:"keys"`
+	IndexKey string    `json:"index_key"` // 32 bytes, unpadded base64url
 }
 
 type keyFile struct {
@@ -50,12 +54,14 @@ type keyFile struct {
 	Created time.Time `json:"created"`
 }
 
-// NewRing returns a ring of one random key.
+// NewRing returns a ring of one random key, and a random index key.
 func NewRing() *Ring {
 	k := key{created: time.Now().UTC().Truncate(time.Second)}
 	rand.Read(k.secret[:]) // never fails (crypto/rand)
 	k.kid = fingerprint(k.secret[:])
-	return &Ring{keys: []key{k}}
+	r := &Ring{keys: []key{k}}
+	rand.Read(r.index[:])
+	return r
 }
 
 func fingerprint(secret []byte) kid {
@@ -71,7 +77,7 @@ func ParseRing(data []byte) (*Ring, error) {
 	var f ringFile
 	if err := dec.Decode(&f); err != nil {
 		// encoding/json may quote a string that has the wrong type.
-		return nil, fmt.Errorf(`%s: not a key ring: want {"version": 1, "keys": [{"key": "…", "created": "…"}]}`, op)
+		return nil, fmt.Errorf(`%s: not a key ring: want {"version": 1, "keys": [{"key": "…", "created": "…"}], "index_key": "…"}`, op)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: text after the end", op)
@@ -99,6 +105,17 @@ func ParseRing(data []byte) (*Ring, error) {
 		}
 		r.keys = append(r.keys, k)
 	}
+	if f.IndexKey == "" {
+		return nil, fmt.Errorf("%s: it has no index_key: coatcheck key new makes a ring that has one", op)
+	}
+	index, ok := decodeBase64(f.IndexKey)
+	if !ok || len(index) != keySize {
+		return nil, fmt.Errorf("%s: index_key is not %d bytes in unpadded base64url", op, keySize)
+	}
+	if bytes.Equal(index, make([]byte, keySize)) {
+		return nil, fmt.Errorf("%s: index_key is all zeros", op)
+	}
+	r.index = [keySize]byte(index)
 	return r, nil
 }
 
@@ -121,7 +138,7 @@ func ReadRing(file string) (*Ring, error) {
 
 // Marshal returns the JSON form of the ring, which holds its secrets.
 func (r *Ring) Marshal() []byte {
-	f := ringFile{Version: 1}
+	f := ringFile{Version: 1, IndexKey: base64.RawURLEncoding.EncodeToString(r.index[:])}
 	for _, k := range r.keys {
 		f.Keys = append(f.Keys, keyFile{
 			Key:     base64.RawURLEncoding.EncodeToString(k.secret[:]),
@@ -168,6 +185,21 @@ func (r *Ring) KeyIDs() []string {
 // Format implements fmt.Formatter: a ring shows the names of its keys, whatever the
 // verb.
 func (r *Ring) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key ring %v", r.KeyIDs()) }
+
+// Index returns a keyed hash of parts, for names in a store that must tell nothing and
+// that nobody else can make: equal for equal parts alone, whatever stands in them. purpose
+// keeps hashes of different things apart. It is as secret as what is done with it; the key
+// can't be told from it. It stays the same when keys rotate.
+func (r *Ring) Index(purpose string, parts ...string) [sha256.Size]byte {
+	mac := hmac.New(sha256.New, r.index[:])
+	for _, part := range append([]string{purpose}, parts...) {
+		var size [8]byte
+		binary.BigEndian.PutUint64(size[:], uint64(len(part)))
+		mac.Write(size[:])
+		mac.Write([]byte(part))
+	}
+	return [sha256.Size]byte(mac.Sum(nil))
+}
 
 func (r *Ring) current() *key { return &r.keys[0] }
 

@@ -25,6 +25,9 @@ func TestMarshalParse(t *testing.T) {
 	if !slices.Equal(got.keys, ring.keys) {
 		t.Error("a ring changed on its way through JSON")
 	}
+	if got.Index("p", "a") != ring.Index("p", "a") {
+		t.Error("the index key changed on its way through JSON")
+	}
 	if !slices.Equal(got.KeyIDs(), ring.KeyIDs()) || got.KeyIDs()[0] != ring.current().kid.String() {
 		t.Error("the keys changed their order")
 	}
@@ -36,6 +39,34 @@ func TestNewRingsDiffer(t *testing.T) {
 	}
 }
 
+// A-T5: what stands in the parts moves nothing from one part to another, and nobody
+// without the key can make a hash.
+func TestIndex(t *testing.T) {
+	ring := NewRing()
+	seen := map[[32]byte]string{}
+	for _, parts := range [][]string{
+		{"user"}, {"user", ""}, {"user", "", ""}, {"user", "a:b", "c"}, {"user", "a", "b:c"}, {"user", "ab", "c"},
+		{"user", "a", "bc"}, {"sid", "a", "bc"}, {"user", "a\x00b", "c"}, {"user", "a", "\x00b", "c"},
+	} {
+		sum := ring.Index(parts[0], parts[1:]...)
+		if sum != ring.Index(parts[0], parts[1:]...) {
+			t.Errorf("%q has two hashes", parts)
+		}
+		if other, taken := seen[sum]; taken {
+			t.Errorf("%q and %q have one hash", parts, other)
+		}
+		seen[sum] = fmt.Sprintf("%q", parts)
+	}
+	if ring.Index("user", "a") == NewRing().Index("user", "a") {
+		t.Error("two rings make one hash")
+	}
+	rotated := *ring
+	rotated.keys = NewRing().keys
+	if rotated.Index("user", "a") != ring.Index("user", "a") {
+		t.Error("the index key rotates with the ring")
+	}
+}
+
 // Neither a bad file nor a good ring shows a key, invariant 13.
 func TestParseRingRefuses(t *testing.T) {
 	key := bytes.Repeat([]byte{0xfe, 0xed, 0x0c}, 11)[:keySize]
@@ -43,7 +74,10 @@ func TestParseRingRefuses(t *testing.T) {
 	padded := base64.URLEncoding.EncodeToString(key)
 	entry := func(key string) string { return fmt.Sprintf(`{"key": %q, "created": "2026-01-01T00:00:00Z"}`, key) }
 	file := func(entries ...string) string {
-		return `{"version": 1, "keys": [` + strings.Join(entries, ", ") + `]}`
+		return `{"version": 1, "keys": [` + strings.Join(entries, ", ") + `], "index_key": "` + strings.Repeat("I", 42) + `A"}`
+	}
+	indexed := func(index string) string {
+		return strings.Replace(file(entry(text)), strings.Repeat("I", 42)+"A", index, 1)
 	}
 	if _, err := ParseRing([]byte(file(entry(text)))); err != nil {
 		t.Fatalf("a good ring is refused: %v", err)
@@ -75,6 +109,11 @@ func TestParseRingRefuses(t *testing.T) {
 		"a field named by a key":    `{"` + text + `": 1}`,
 		"a date that is none":       strings.Replace(file(entry(text)), "2026-01-01T00:00:00Z", text, 1),
 		"no keys":                   file(),
+		"no index key":              `{"version": 1, "keys": [` + entry(text) + `]}`,
+		"an empty index key":        indexed(""),
+		"a short index key":         indexed(text[:42]),
+		"an index key of zeros":     indexed(strings.Repeat("A", 43)),
+		"an index key in hex":       indexed(hex.EncodeToString(key)),
 		"keys that are text":        `{"version": 1, "keys": "` + text + `"}`,
 		"keys that are null":        `{"version": 1, "keys": null}`,
 		"too many keys":             file(many...),

@@ -21,7 +21,7 @@ var (
 
 // ringOf returns a ring of the given keys, the first of them current.
 func ringOf(rings ...*Ring) *Ring {
-	r := &Ring{}
+	r := &Ring{index: rings[0].index}
 	for _, one := range rings {
 		r.keys = append(r.keys, one.keys...)
 	}

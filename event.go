@@ -1,0 +1,66 @@
+package coatcheck
+
+import "time"
+
+// A Reason says why a session ended, in a closed list. It stands in events and logs, and
+// package proxy has a sentence for each, for the person whose session it was.
+type Reason string
+
+const (
+	// ReasonIdle: nobody used the session for the idle timeout.
+	ReasonIdle Reason = "idle"
+	// ReasonAbsolute: the session reached its absolute end.
+	ReasonAbsolute Reason = "absolute"
+	// ReasonSignedOut: the person signed out.
+	ReasonSignedOut Reason = "signed_out"
+	// ReasonReplaced: the same browser signed in again.
+	ReasonReplaced Reason = "replaced"
+	// ReasonEvicted: the person signed in elsewhere, and a limit made this one give way.
+	ReasonEvicted Reason = "evicted"
+	// ReasonRevoked: somebody who runs the site ended the session.
+	ReasonRevoked Reason = "revoked"
+	// ReasonAbandoned: the sign-in could not be completed, so nobody ever held the ticket.
+	ReasonAbandoned Reason = "abandoned"
+	// ReasonLost: the record was gone before its time, and nobody says why: the store has
+	// lost it, or a node was stopped while it ended the session.
+	ReasonLost Reason = "lost"
+)
+
+// Reasons are all reasons.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonIdle, ReasonAbsolute, ReasonSignedOut, ReasonReplaced, ReasonEvicted,
+		ReasonRevoked, ReasonAbandoned, ReasonLost,
+	}
+}
+
+// An EventType says what happened to a session, in a closed list.
+type EventType string
+
+const (
+	// EventStarted: a session began.
+	EventStarted EventType = "session.started"
+	// EventRenewed: a session is still in use. It is told when the use moved the idle end
+	// into another half of the idle timeout, counted from the session's start.
+	EventRenewed EventType = "session.renewed"
+	// EventEnded: a session ended, for Event.Reason.
+	EventEnded EventType = "session.ended"
+	// EventLimitDenied: a sign-in was refused because Event.Limit is reached.
+	EventLimitDenied EventType = "session.limit_denied"
+)
+
+// An Event is something that happened to a session. It has no secret in it.
+type Event struct {
+	// ID is the same however often the event is told, so that receivers can drop repeats.
+	ID      string    `json:"id"`
+	Type    EventType `json:"type"`
+	Time    time.Time `json:"time"`
+	Node    string    `json:"node"` // which told it first
+	Tenant  string    `json:"tenant"`
+	Issuer  string    `json:"issuer"`
+	Subject string    `json:"subject"`
+	Ref     Ref       `json:"session,omitempty"`
+	App     string    `json:"app,omitempty"`
+	Reason  Reason    `json:"reason,omitempty"` // of EventEnded
+	Limit   string    `json:"limit,omitempty"`  // of EventLimitDenied
+}
