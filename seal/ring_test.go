@@ -45,8 +45,16 @@ func TestIndex(t *testing.T) {
 	ring := NewRing()
 	seen := map[[32]byte]string{}
 	for _, parts := range [][]string{
-		{"user"}, {"user", ""}, {"user", "", ""}, {"user", "a:b", "c"}, {"user", "a", "b:c"}, {"user", "ab", "c"},
-		{"user", "a", "bc"}, {"sid", "a", "bc"}, {"user", "a\x00b", "c"}, {"user", "a", "\x00b", "c"},
+		{"user"},
+		{"user", ""},
+		{"user", "", ""},
+		{"user", "a:b", "c"},
+		{"user", "a", "b:c"},
+		{"user", "ab", "c"},
+		{"user", "a", "bc"},
+		{"sid", "a", "bc"},
+		{"user", "a\x00b", "c"},
+		{"user", "a", "\x00b", "c"},
 	} {
 		sum := ring.Index(parts[0], parts[1:]...)
 		if sum != ring.Index(parts[0], parts[1:]...) {
