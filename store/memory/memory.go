@@ -1,6 +1,6 @@
-// Package memory keeps records in a map. It is the double that tests put where a
-// store belongs: it passes the same conformance suite as the real ones, but shares
-// nothing with other processes and forgets everything when its own ends.
+// Package memory keeps everything in maps, under one lock. It is the double that tests
+// put where a backend belongs: it passes the same conformance suites as the real ones,
+// but shares nothing with other processes and forgets everything when its own ends.
 package memory
 
 import (
@@ -13,13 +13,19 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-var _ store.Store = (*Store)(nil)
+var _ store.Backend = (*Store)(nil)
 
-// A Store is a store.Store in memory. Its clock is this process's monotonic one.
+// A Store is a store.Backend in memory. Its clock is this process's monotonic one. Where
+// a test has several nodes, they share one Store.
 type Store struct {
-	mu       sync.Mutex
-	records  map[string]*record
-	revision uint64 // of the last write; one counter serves all keys, so none is reused
+	mu        sync.Mutex
+	records   map[string]*record
+	revision  uint64 // of the last write; one counter serves all keys, so none is reused
+	users     map[user]map[string]*entry
+	leases    map[string]held
+	fence     uint64 // of the last lease
+	feeds     map[*store.Feed]struct{}
+	followers map[*follower]struct{}
 }
 
 type record struct {
@@ -32,7 +38,15 @@ type record struct {
 }
 
 // New returns an empty Store.
-func New() *Store { return &Store{records: make(map[string]*record)} }
+func New() *Store {
+	return &Store{
+		records:   make(map[string]*record),
+		users:     make(map[user]map[string]*entry),
+		leases:    make(map[string]held),
+		feeds:     make(map[*store.Feed]struct{}),
+		followers: make(map[*follower]struct{}),
+	}
+}
 
 // live returns the record under key unless there is none or its time is over. s.mu
 // is held.
@@ -122,6 +136,7 @@ func (s *Store) Replace(ctx context.Context, key string, revision uint64, value 
 		return store.ErrConflict
 	}
 	s.put(key, value, ttl)
+	s.changed(key)
 	return nil
 }
 
@@ -150,19 +165,22 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.drop(key)
+	s.changed(key)
 	return nil
 }
 
 // Ping implements store.Store.
 func (s *Store) Ping(ctx context.Context) error { return admit(ctx, "ping", nil) }
 
-// Close implements store.Store. It forgets all records.
+// Close implements store.Store. It forgets everything.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key := range s.records {
 		s.drop(key)
 	}
+	clear(s.users)
+	clear(s.leases)
 	return nil
 }
 
