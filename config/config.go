@@ -17,16 +17,14 @@ import (
 	"github.com/coatcheck/coatcheck"
 )
 
-// The store drivers a file may choose.
-const (
-	DriverSQLite = "sqlite"
-	DriverRedis  = "redis"
-)
-
 // Config is a whole configuration. One that [Load] or [Parse] returned is complete
 // and consistent; it must not be changed after that. All paths of files in it are
 // resolved against the folder of the configuration file.
 type Config struct {
+	// Node names this node in events, logs and the registry: 1 to 64 printable ASCII
+	// characters without spaces. Default the host's name, which Load asks for and Parse
+	// leaves empty. Nothing depends on it, but no two nodes should have the same.
+	Node string `yaml:"node"`
 	// Listen is the address of the proxy, host:port. Default 127.0.0.1:4180. An
 	// empty host means all interfaces, port 0 a free one.
 	Listen string `yaml:"listen"`
@@ -42,6 +40,7 @@ type Config struct {
 	TrustedProxies []netip.Prefix `yaml:"trusted_proxies"`
 	Keys           Keys           `yaml:"keys"`
 	Store          Store          `yaml:"store"`
+	Cache          Cache          `yaml:"cache"`
 	Session        Session        `yaml:"session"`
 	// Allow holds for everything that asks for a signed-in user; a route's own
 	// Allow comes on top of it. Default everybody the providers know.
@@ -68,51 +67,13 @@ type Admin struct {
 }
 
 // Keys says where the key ring is. At most one of the two is set. With SQLite the
-// default is the file keys.json beside the database, made at first start. With
-// Redis one is required, because all nodes must have the same ring.
+// default is the file keys.json beside the database, made at first start. With the
+// other drivers one is required, because all nodes must have the same ring.
 type Keys struct {
 	// File is the path of the key ring.
 	File string `yaml:"file"`
 	// Env names the environment variable that holds the key ring's text.
 	Env string `yaml:"env"`
-}
-
-// Store says where sessions are kept.
-type Store struct {
-	// Driver is DriverSQLite, the default, or DriverRedis. Settings of the driver
-	// that is not chosen are refused.
-	Driver string `yaml:"driver"`
-	SQLite SQLite `yaml:"sqlite"`
-	Redis  Redis  `yaml:"redis"`
-}
-
-// SQLite is the embedded store of a single node.
-type SQLite struct {
-	// File is the path of the database. Default coatcheck.db. Two nodes can't share it.
-	File string `yaml:"file"`
-}
-
-// Redis is the store that nodes share.
-type Redis struct {
-	// URL is redis://HOST:PORT/DB, or rediss:// for TLS. Default
-	// redis://127.0.0.1:6379/0. It may name the user; Load moves that name to
-	// Username. A password in it is refused.
-	URL string `yaml:"url"`
-	// Username is the user of Redis' access control list. Default empty: Redis'
-	// default user.
-	Username string `yaml:"username"`
-	// PasswordFile is the path of a file with the password. At most one of
-	// PasswordFile and PasswordEnv is set.
-	PasswordFile string `yaml:"password_file"`
-	// PasswordEnv names the environment variable that holds the password.
-	PasswordEnv string `yaml:"password_env"`
-	// Password is what Load read there. It can't be written in the file.
-	Password coatcheck.Secret `yaml:"password"`
-	// KeyPrefix comes before every key. Default empty; at most 64 printable
-	// characters without space or braces.
-	KeyPrefix string `yaml:"key_prefix"`
-	// Timeout bounds one command. Default 1s, from 10ms to 30s.
-	Timeout time.Duration `yaml:"timeout"`
 }
 
 // Session says how a session is held and how long it lives.
@@ -124,7 +85,37 @@ type Session struct {
 	// AbsoluteTimeout ends every session, used or not. Default 12h, from 1s to
 	// 9600h, the 400 days that browsers keep a cookie at most (RFC 6265bis §5.5).
 	AbsoluteTimeout time.Duration `yaml:"absolute_timeout"`
+	Limits          SessionLimits `yaml:"limits"`
+	// Tombstones is how long a session that has ended can tell its browser why.
+	// Default 1h, at most 24h; 0s keeps none.
+	Tombstones time.Duration `yaml:"tombstones"`
+	// OutageGrace is how long sessions in the near cache go on while the store can't
+	// be reached. Default 0s: not at all; at most 1h. It needs the near cache.
+	OutageGrace time.Duration `yaml:"outage_grace"`
 }
+
+// SessionLimits bound how many sessions are usable at once. Zero, the default, is no
+// limit.
+type SessionLimits struct {
+	// PerUser is for one user, at most 10000.
+	PerUser int `yaml:"per_user"`
+	// PerApp is for one user who signed in for the same app, at most 10000 and
+	// PerUser. The app is the host that the sign-in was for.
+	PerApp int `yaml:"per_app"`
+	// Total is for all users, at most 1000000000. It denies, whatever OnLimit says:
+	// somebody else would have to pay.
+	Total int `yaml:"total"`
+	// OnLimit says who gives way at PerUser and PerApp: OnLimitDeny, the default,
+	// OnLimitEvictOldest or OnLimitEvictIdle.
+	OnLimit string `yaml:"on_limit"`
+}
+
+// Who gives way at a limit.
+const (
+	OnLimitDeny        = "deny"         // the one who comes
+	OnLimitEvictOldest = "evict_oldest" // the session that started first
+	OnLimitEvictIdle   = "evict_idle"   // the session that was used last the longest ago
+)
 
 // Cookie is the session cookie.
 type Cookie struct {
@@ -288,14 +279,19 @@ func (c *Config) defaults() {
 	*c = Config{
 		Listen: "127.0.0.1:4180",
 		Store: Store{
-			Driver: DriverSQLite,
-			SQLite: SQLite{File: "coatcheck.db"},
-			Redis:  Redis{URL: "redis://127.0.0.1:6379/0", Timeout: time.Second},
+			Driver:        DriverSQLite,
+			SQLite:        SQLite{File: "coatcheck.db"},
+			Redis:         Redis{URL: "redis://127.0.0.1:6379/0", Timeout: time.Second},
+			Postgres:      Postgres{MaxConnections: 16, Timeout: 2 * time.Second},
+			MaxConcurrent: 256,
 		},
+		Cache: Cache{SizeBytes: 64 << 20, Lease: time.Second},
 		Session: Session{
 			Cookie:          Cookie{Name: "coatcheck"},
 			IdleTimeout:     30 * time.Minute,
 			AbsoluteTimeout: 12 * time.Hour,
+			Limits:          SessionLimits{OnLimit: OnLimitDeny},
+			Tombstones:      time.Hour,
 		},
 		Headers: Headers{
 			User:              "X-Forwarded-User",

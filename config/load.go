@@ -29,12 +29,14 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	v.host()
 	v.secrets()
+	v.certificates()
 	return v.result()
 }
 
-// Parse reads a configuration from data, without touching a file or the
-// environment, so the secrets in its result are empty. name stands in messages, and
+// Parse reads a configuration from data, without touching a file, the environment or
+// the machine, so the secrets in its result are empty, and so is what else Load fills in. name stands in messages, and
 // relative paths are resolved against its folder. Its error is of type [Errors].
 func Parse(name string, data []byte) (*Config, error) {
 	v, err := parse(name, data)
@@ -64,13 +66,31 @@ func (v *validator) result() (*Config, error) {
 	return v.cfg, nil
 }
 
+// host fills in what the file leaves to the machine.
+func (v *validator) host() {
+	if v.given("node") {
+		return
+	}
+	name, err := os.Hostname()
+	if err != nil || !nodeName.MatchString(name) {
+		v.refuse("node", "is required here, because this machine's name can't be used: it %s", wrongNodeName)
+		return
+	}
+	v.cfg.Node = name
+}
+
 // secrets fills the fields of type coatcheck.Secret from what the file names. The key
 // ring is for others to read.
 func (v *validator) secrets() {
 	v.exposed("keys.file", v.cfg.Keys.File)
-	if v.cfg.Store.Driver == DriverRedis {
-		r := &v.cfg.Store.Redis
+	switch s := &v.cfg.Store; s.Driver {
+	case DriverRedis:
+		r := &s.Redis
 		r.Password = v.secret("store.redis.password", r.PasswordFile, r.PasswordEnv)
+		r.Sentinel.Password = v.secret("store.redis.sentinel.password", r.Sentinel.PasswordFile, r.Sentinel.PasswordEnv)
+	case DriverPostgres:
+		p := &s.Postgres
+		p.Password = v.secret("store.postgres.password", p.PasswordFile, p.PasswordEnv)
 	}
 	for i := range v.cfg.Providers {
 		p := &v.cfg.Providers[i]
@@ -81,10 +101,8 @@ func (v *validator) secrets() {
 // secret reads one secret. key is the key that a secret in the file itself would
 // have; those of its two sources are key_file and key_env.
 func (v *validator) secret(key, file, env string) coatcheck.Secret {
-	for _, f := range v.problems {
-		if f.path == key+"_file" || f.path == key+"_env" {
-			return ""
-		}
+	if v.refused(key+"_file") || v.refused(key+"_env") {
+		return ""
 	}
 	switch {
 	case file != "":

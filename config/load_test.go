@@ -169,6 +169,7 @@ func TestWarnings(t *testing.T) {
 		want []string
 	}{
 		{"full.good.yaml", []string{
+			"session.outage_grace: while a node can't reach the store, it goes on serving the sessions it knows for up to 5m, also those that are ended meanwhile",
 			"providers[0].insecure_unverified_email: e-mail addresses are believed as people typed them",
 			"providers[0].insecure_id_token_hint: ID tokens stand in the URL of a sign-out, and so in histories and logs",
 			"providers[0].insecure_issuer_http: anybody on the way to the provider can sign in as anybody",
@@ -176,6 +177,16 @@ func TestWarnings(t *testing.T) {
 		}},
 		{"full-single.good.yaml", []string{
 			"insecure_http: sessions and sign-ins cross the network in plain text",
+			"allow: everybody the provider knows may sign in: no allow rule",
+		}},
+		{"full-sentinel-env.good.yaml", []string{
+			"session.limits.on_limit: it says who gives way at per_user and per_app, and neither of them is set",
+			"providers[0]: a public client, without client secret: PKCE alone protects its sign-ins",
+			"allow: everybody the provider knows may sign in: no allow rule",
+		}},
+		{"full-cluster.good.yaml", []string{
+			"store.redis: the connections to other machines are not encrypted: with tls: {enabled: true} they are",
+			"providers[0]: a public client, without client secret: PKCE alone protects its sign-ins",
 			"allow: everybody the provider knows may sign in: no allow rule",
 		}},
 		{"full-env.good.yaml", []string{

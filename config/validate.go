@@ -6,7 +6,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -22,10 +22,14 @@ type validator struct {
 }
 
 func (v *validator) validate() {
+	if c := v.cfg; v.given("node") && !nodeName.MatchString(c.Node) {
+		v.refuse("node", "%s", wrongNodeName)
+	}
 	v.listeners()
 	v.publicURL()
 	v.store()
 	v.keys()
+	v.cache()
 	v.session()
 	v.allow("allow", &v.cfg.Allow)
 	v.providers()
@@ -62,6 +66,11 @@ func (v *validator) broken(path string) bool {
 	return v.failed[""]
 }
 
+// refused reports whether a problem with the value at path is recorded.
+func (v *validator) refused(path string) bool {
+	return slices.ContainsFunc(v.problems, func(f finding) bool { return f.path == path })
+}
+
 // given reports whether the file says something at path.
 func (v *validator) given(path string) bool {
 	_, ok := v.places[path]
@@ -85,21 +94,22 @@ func parent(path string) string {
 
 func (v *validator) listeners() {
 	c := v.cfg
-	host, port, ok := v.address("listen", c.Listen)
+	const example = "127.0.0.1:4180"
+	host, port, ok := v.address("listen", c.Listen, example)
 	if c.Admin.Listen == "" {
 		return
 	}
-	adminHost, adminPort, adminOK := v.address("admin.listen", c.Admin.Listen)
+	adminHost, adminPort, adminOK := v.address("admin.listen", c.Admin.Listen, example)
 	// A port taken on all interfaces is taken on each of them.
 	if ok && adminOK && port == adminPort && port != "0" && (host == adminHost || everywhere(host) || everywhere(adminHost)) {
 		v.refuse("admin.listen", "must not be the address of the proxy: metrics are not for its clients")
 	}
 }
 
-func (v *validator) address(path, text string) (host, port string, ok bool) {
+func (v *validator) address(path, text, example string) (host, port string, ok bool) {
 	host, port, err := net.SplitHostPort(text)
 	if err != nil || !validPort(port, 0) {
-		v.refuse(path, "must be HOST:PORT, as in 127.0.0.1:4180")
+		v.refuse(path, "must be HOST:PORT, as in %s", example)
 		return "", "", false
 	}
 	if host != "" {
@@ -115,6 +125,10 @@ func everywhere(host string) bool {
 	return host == "" || net.ParseIP(host).IsUnspecified()
 }
 
+var nodeName = regexp.MustCompile(`^[!-~]{1,64}$`)
+
+const wrongNodeName = "must be 1 to 64 printable ASCII characters, without spaces"
+
 func (v *validator) publicURL() {
 	c := v.cfg
 	switch {
@@ -128,69 +142,6 @@ func (v *validator) publicURL() {
 	}
 }
 
-var (
-	keyPrefix   = regexp.MustCompile(`^[!-z|~]{0,64}$`) // printable, no braces: those make a hash tag
-	environment = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-)
-
-func (v *validator) store() {
-	s := &v.cfg.Store
-	switch s.Driver {
-	case DriverSQLite:
-		v.otherDriver("store.redis", DriverRedis)
-	case DriverRedis:
-		v.otherDriver("store.sqlite", DriverSQLite)
-		v.redis(&s.Redis)
-	case "memory":
-		v.refuse("store.driver", "memory is for tests: choose sqlite or redis")
-	default:
-		v.refuse("store.driver", "must be sqlite or redis")
-	}
-	v.file("store.sqlite.file", &s.SQLite.File)
-	if s.SQLite.File == "" {
-		v.refuse("store.sqlite.file", "must be the path of a file")
-	}
-}
-
-func (v *validator) otherDriver(path, driver string) {
-	if v.given(path) && !v.broken("store.driver") {
-		v.refuse(path, "is for driver: %s, and the driver is %s", driver, v.cfg.Store.Driver)
-	}
-}
-
-func (v *validator) redis(r *Redis) {
-	u, err := url.Parse(r.URL)
-	switch {
-	case err != nil || u.Scheme != "redis" && u.Scheme != "rediss" || u.Hostname() == "":
-		v.refuse("store.redis.url", "must be a redis or rediss URL, as in redis://127.0.0.1:6379/0")
-	case checkHost(strings.ToLower(u.Hostname())) != nil || u.Port() != "" && !validPort(u.Port(), 1):
-		v.refuse("store.redis.url", "must hold a host name or an address, and a port from 1 to 65535")
-	case strings.ContainsAny(r.URL, "?#"):
-		v.refuse("store.redis.url", "must not hold a query or a fragment")
-	case !database(strings.TrimPrefix(u.Path, "/")):
-		v.refuse("store.redis.url", "the path must be the number of a database, as in redis://127.0.0.1:6379/0")
-	case u.User != nil:
-		if _, has := u.User.Password(); has {
-			v.refuse("store.redis.url", "a password must not stand in this file: use password_file or password_env")
-		} else if r.Username != "" {
-			v.refuse("store.redis.username", "the URL names a user too: remove one")
-		}
-		r.Username = u.User.Username()
-		u.User = nil
-		r.URL = u.String()
-	}
-	v.sources("store.redis.password", &r.PasswordFile, r.PasswordEnv)
-	if !keyPrefix.MatchString(r.KeyPrefix) {
-		v.refuse("store.redis.key_prefix", "must be at most 64 printable characters, without spaces and braces")
-	}
-	v.between("store.redis.timeout", r.Timeout, 10*time.Millisecond, 30*time.Second)
-}
-
-func database(text string) bool {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return text == "" || err == nil && strconv.FormatUint(n, 10) == text
-}
-
 func (v *validator) keys() {
 	k := &v.cfg.Keys
 	v.sources("keys", &k.File, k.Env)
@@ -200,10 +151,12 @@ func (v *validator) keys() {
 	switch v.cfg.Store.Driver {
 	case DriverSQLite:
 		k.File = filepath.Join(filepath.Dir(v.cfg.Store.SQLite.File), "keys.json")
-	case DriverRedis:
-		v.refuse("keys", "is required with redis, because all nodes must have the same keys: make them with `coatcheck key new FILE` and name the file in keys: {file: FILE}")
+	case DriverRedis, DriverPostgres:
+		v.refuse("keys", "is required with %s, because all nodes must have the same keys: make them with `coatcheck key new FILE` and name the file in keys: {file: FILE}", v.cfg.Store.Driver)
 	}
 }
+
+var environment = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // sources checks a pair of settings of which one names a file and one an
 // environment variable. Their paths are key_file and key_env; those of keys, which
@@ -247,6 +200,26 @@ func (v *validator) session() {
 	v.between("session.idle_timeout", s.IdleTimeout, time.Second, 400*24*time.Hour)
 	if s.IdleTimeout > s.AbsoluteTimeout && !v.broken("session.absolute_timeout") {
 		v.refuse("session.idle_timeout", "must not be longer than absolute_timeout, which is %s", short(s.AbsoluteTimeout))
+	}
+	v.sessionLimits(&s.Limits)
+	v.between("session.tombstones", s.Tombstones, 0, 24*time.Hour)
+	v.between("session.outage_grace", s.OutageGrace, 0, time.Hour)
+	if s.OutageGrace > 0 && v.cfg.Cache.SizeBytes == 0 && !v.broken("cache.size_bytes") {
+		v.refuse("session.outage_grace", "needs the near cache, and cache.size_bytes is 0")
+	}
+}
+
+func (v *validator) sessionLimits(l *SessionLimits) {
+	v.whole("session.limits.per_user", l.PerUser, 0, maxPerUser)
+	v.whole("session.limits.per_app", l.PerApp, 0, maxPerUser)
+	v.whole("session.limits.total", l.Total, 0, 1_000_000_000)
+	if l.PerUser > 0 && l.PerApp > l.PerUser && !v.broken("session.limits.per_user") {
+		v.refuse("session.limits.per_app", "must not be more than per_user, which is %d", l.PerUser)
+	}
+	switch l.OnLimit {
+	case OnLimitDeny, OnLimitEvictOldest, OnLimitEvictIdle:
+	default:
+		v.refuse("session.limits.on_limit", "must be deny, evict_oldest or evict_idle")
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -22,10 +23,17 @@ func (v *validator) warn() {
 	if host, _, err := net.SplitHostPort(c.Admin.Listen); err == nil && !isLoopback(host) {
 		v.note("admin.listen: metrics can be read from other machines: nobody is asked to sign in there")
 	}
-	if c.Store.Driver == DriverRedis {
-		if u, err := url.Parse(c.Store.Redis.URL); err == nil && u.Scheme == "redis" && !isLoopback(u.Hostname()) {
-			v.note("store.redis.url: the connection to another machine is not encrypted: rediss:// is")
-		}
+	switch c.Store.Driver {
+	case DriverRedis:
+		v.warnRedis(c.Store.Redis)
+	case DriverPostgres:
+		v.warnPostgres(c.Store.Postgres.URL)
+	}
+	if l := c.Session.Limits; v.given("session.limits.on_limit") && l.PerUser == 0 && l.PerApp == 0 {
+		v.note("session.limits.on_limit: it says who gives way at per_user and per_app, and neither of them is set")
+	}
+	if grace := c.Session.OutageGrace; grace > 0 {
+		v.note("session.outage_grace: while a node can't reach the store, it goes on serving the sessions it knows for up to %s, also those that are ended meanwhile", short(grace))
 	}
 	for i, p := range c.Providers {
 		v.warnProvider(element("providers", i), p)
@@ -43,6 +51,37 @@ func (v *validator) warn() {
 		case c.Allow.Empty() && r.Allow.Empty() && rules:
 			v.note("%s (%s%s): everybody the provider knows may pass: no allow rule", path, r.Host, r.Path)
 		}
+	}
+}
+
+func (v *validator) warnRedis(r Redis) {
+	if r.encrypted() {
+		return
+	}
+	if u, err := url.Parse(r.URL); err == nil && r.URL != "" && !isLoopback(strings.ToLower(u.Hostname())) {
+		v.note("store.redis.url: the connection to another machine is not encrypted: rediss:// is")
+	}
+	for _, address := range slices.Concat(r.Sentinel.Addresses, r.Cluster.Addresses) {
+		if host, _, err := net.SplitHostPort(address); err == nil && !isLoopback(strings.ToLower(host)) {
+			v.note("store.redis: the connections to other machines are not encrypted: with tls: {enabled: true} they are")
+			return
+		}
+	}
+}
+
+func (v *validator) warnPostgres(text string) {
+	u, hosts, _ := parsePostgres(text)
+	query := u.Query()
+	if !slices.ContainsFunc(hosts, func(h *url.URL) bool { return !isLoopback(strings.ToLower(h.Hostname())) }) ||
+		query.Get("sslrootcert") == "system" { // which is verify-full
+		return
+	}
+	switch query.Get("sslmode") {
+	case "verify-full":
+	case "require", "verify-ca":
+		v.note("store.postgres.url: whose server it is that answers on another machine is not verified: with sslmode=verify-full it is")
+	default:
+		v.note("store.postgres.url: the connection to another machine may go unencrypted: with sslmode=verify-full it does not, and the server is verified")
 	}
 }
 

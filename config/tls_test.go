@@ -1,0 +1,258 @@
+package config
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// pair returns a certificate that vouches for itself, and its key, in PEM.
+func pair(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
+
+// loadStore loads a configuration with this store, from a folder with certificates.
+func loadStore(t *testing.T, store string) (cfg *Config, dir string, err error) {
+	t.Helper()
+	dir = t.TempDir()
+	cert, key := pair(t)
+	_, otherKey := pair(t)
+	write(t, dir, "cert.pem", cert, 0o644)
+	write(t, dir, "key.pem", key, 0o600)
+	write(t, dir, "open.pem", key, 0o644)
+	write(t, dir, "other-key.pem", otherKey, 0o600)
+	write(t, dir, "words", "hunter2\n", 0o600)
+	write(t, dir, "large.pem", strings.Repeat("#", maxPEM+1), 0o600)
+	cfg, err = Load(write(t, dir, "coatcheck.yaml", fmt.Sprintf(`
+public_url: https://app.example.com
+keys: {file: keys.json}
+store: %s
+providers: [{name: corp, issuer: "https://idp.example.com", client_id: web}]
+routes: [{path: /}]
+`, strings.ReplaceAll(store, "DIR", dir)), 0o644))
+	return cfg, dir, err
+}
+
+func TestTLS(t *testing.T) {
+	for _, tt := range []struct {
+		name, store string
+		on          bool
+		server      string
+		ca          bool
+		client      int
+	}{
+		{name: "off", store: "{driver: redis}"},
+		{name: "off with Sentinel", store: `{driver: redis, redis: {sentinel: {addresses: ["a:1"], master: m}, tls: {}}}`},
+		{name: "url", store: `{driver: redis, redis: {url: "REDISS://redis.internal"}}`, on: true},
+		{
+			name: "all", on: true, server: "redis.internal", ca: true, client: 1,
+			store: `{driver: redis, redis: {url: "rediss://192.0.2.1", tls: {ca_file: cert.pem, cert_file: cert.pem, key_file: key.pem, server_name: Redis.internal}}}`,
+		},
+		{name: "Sentinel", on: true, ca: true, store: `{driver: redis, redis: {sentinel: {addresses: ["a:1"], master: m}, tls: {enabled: true, ca_file: cert.pem}}}`},
+		{name: "Cluster", on: true, store: `{driver: redis, redis: {cluster: {addresses: ["a:1"]}, tls: {enabled: true}}}`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, _, err := loadStore(t, tt.store)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := cfg.Store.Redis.TLS.Config
+			if (got != nil) != tt.on {
+				t.Fatalf("TLS = %v, want %v", got != nil, tt.on)
+			}
+			if !tt.on {
+				return
+			}
+			if got.MinVersion != tls.VersionTLS12 || got.InsecureSkipVerify {
+				t.Errorf("MinVersion = %x, InsecureSkipVerify = %v", got.MinVersion, got.InsecureSkipVerify)
+			}
+			if got.ServerName != tt.server || (got.RootCAs != nil) != tt.ca || len(got.Certificates) != tt.client {
+				t.Errorf("ServerName = %q, RootCAs = %v, %d certificates", got.ServerName, got.RootCAs != nil, len(got.Certificates))
+			}
+		})
+	}
+}
+
+// TestCertificates: files that can't be used are seen when the configuration is loaded.
+func TestCertificates(t *testing.T) {
+	for _, tt := range []struct {
+		name, store string
+		want        []string
+	}{
+		{
+			"missing", `{driver: redis, redis: {url: "rediss://a", tls: {ca_file: nowhere, cert_file: cert.pem, key_file: nokey}}}`,
+			[]string{
+				"store.redis.tls.ca_file: DIR/nowhere: no such file or directory",
+				"store.redis.tls.key_file: DIR/nokey: no such file or directory",
+			},
+		},
+		{
+			"no certificates", `{driver: redis, redis: {url: "rediss://a", tls: {ca_file: words, cert_file: words, key_file: key.pem}}}`,
+			[]string{
+				"store.redis.tls.ca_file: DIR/words: holds no certificate in PEM",
+				"store.redis.tls.cert_file: DIR/words with the key DIR/key.pem: failed to find any PEM data in certificate input",
+			},
+		},
+		{
+			"odd", `{driver: redis, redis: {url: "rediss://a", tls: {ca_file: large.pem, cert_file: ., key_file: key.pem}}}`,
+			[]string{
+				"store.redis.tls.ca_file: DIR/large.pem: the file is too large",
+				"store.redis.tls.cert_file: DIR: not a regular file",
+			},
+		},
+		{
+			"another key", `{driver: redis, redis: {url: "rediss://a", tls: {cert_file: cert.pem, key_file: other-key.pem}}}`,
+			[]string{"store.redis.tls.cert_file: DIR/cert.pem with the key DIR/other-key.pem: private key does not match public key"},
+		},
+		{
+			"half a pair", `{driver: redis, redis: {url: "rediss://a", tls: {cert_file: nowhere}}}`,
+			[]string{"store.redis.tls.cert_file: needs key_file, which holds the key to this certificate"},
+		},
+		{
+			"postgres", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslrootcert=DIR/words&sslcert=DIR/cert.pem&sslkey=DIR/other-key.pem"}}`,
+			[]string{"store.postgres.url: DIR/words: holds no certificate in PEM"},
+		},
+		{
+			"postgres, another key", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslcert=DIR/cert.pem&sslkey=DIR/other-key.pem"}}`,
+			[]string{"store.postgres.url: DIR/cert.pem with the key DIR/other-key.pem: private key does not match public key"},
+		},
+		{"postgres, good", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslrootcert=DIR/cert.pem&sslcert=DIR/cert.pem&sslkey=DIR/key.pem"}}`, nil},
+		{"postgres, the system's", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslrootcert=system"}}`, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, dir, err := loadStore(t, tt.store)
+			var got []string
+			if problems, ok := err.(Errors); ok {
+				for _, p := range problems {
+					if p.Line != 4 {
+						t.Errorf("%s is said about line %d", p.Path, p.Line)
+					}
+					got = append(got, p.Path+": "+strings.ReplaceAll(p.Message, dir, "DIR"))
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if err != nil && strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("what a file holds is in the message:\n%v", err)
+			}
+		})
+	}
+}
+
+func TestReadableTLSKeyIsNoted(t *testing.T) {
+	cfg, _, err := loadStore(t, `{driver: redis, redis: {url: "rediss://a", tls: {cert_file: cert.pem, key_file: open.pem}}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := cfg.Warnings()[0], "store.redis.tls.key_file: every user of this machine can read the file: chmod o-r"; got != want {
+		t.Errorf("the first warning is %q, want %q", got, want)
+	}
+}
+
+func TestStoreWarnings(t *testing.T) {
+	const (
+		redisURL = "store.redis.url: the connection to another machine is not encrypted: rediss:// is"
+		redis    = "store.redis: the connections to other machines are not encrypted: with tls: {enabled: true} they are"
+		plain    = "store.postgres.url: the connection to another machine may go unencrypted: with sslmode=verify-full it does not, and the server is verified"
+		unknown  = "store.postgres.url: whose server it is that answers on another machine is not verified: with sslmode=verify-full it is"
+	)
+	for store, want := range map[string]string{
+		`{driver: redis, redis: {url: "redis://redis.internal"}}`:                                    redisURL,
+		`{driver: redis, redis: {url: "redis://LOCALHOST"}}`:                                         "",
+		`{driver: redis, redis: {url: "rediss://redis.internal"}}`:                                   "",
+		`{driver: redis, redis: {cluster: {addresses: ["127.0.0.1:1", "a:1"]}}}`:                     redis,
+		`{driver: redis, redis: {sentinel: {addresses: ["127.0.0.1:1", "a:1"], master: m}}}`:         redis,
+		`{driver: redis, redis: {sentinel: {addresses: ["127.0.0.1:1", "Localhost:1"], master: m}}}`: "",
+		`{driver: redis, redis: {sentinel: {addresses: ["a:1"], master: m}, tls: {enabled: true}}}`:  "",
+		`{driver: postgres, postgres: {url: "postgres://a@127.0.0.1,[::1]/b"}}`:                      "",
+		`{driver: postgres, postgres: {url: "postgres://a@127.0.0.1,db-2/b"}}`:                       plain,
+		`{driver: postgres, postgres: {url: "postgres://a@db-1/b?sslmode=prefer"}}`:                  plain,
+		`{driver: postgres, postgres: {url: "postgres://a@db-1/b?sslmode=require"}}`:                 unknown,
+		`{driver: postgres, postgres: {url: "postgres://a@db-1/b?sslmode=verify-ca"}}`:               unknown,
+		`{driver: postgres, postgres: {url: "postgres://a@db-1/b?sslmode=verify-full"}}`:             "",
+		`{driver: postgres, postgres: {url: "postgres://a@db-1/b?sslrootcert=system"}}`:              "",
+	} {
+		cfg, _, err := loadStore(t, store)
+		if err != nil {
+			t.Fatal(store, err)
+		}
+		got := ""
+		for _, w := range cfg.Warnings() {
+			if strings.HasPrefix(w, "store") {
+				got += w
+			}
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", store, got, want)
+		}
+	}
+}
+
+func TestStorePasswords(t *testing.T) {
+	t.Setenv("TEST_PASSWORD", "hunter2-env")
+	cfg, _, err := loadStore(t, `{driver: redis, redis: {sentinel: {addresses: ["127.0.0.1:1"], master: m, password_file: words}, password_env: TEST_PASSWORD}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := cfg.Store.Redis
+	if r.URL != "" || r.Password.Reveal() != "hunter2-env" || r.Sentinel.Password.Reveal() != "hunter2" {
+		t.Errorf("Redis = %q with %q and %q", r.URL, r.Password.Reveal(), r.Sentinel.Password.Reveal())
+	}
+	cfg, _, err = loadStore(t, `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b", password_file: words}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.Store.Postgres.Password.Reveal(); got != "hunter2" {
+		t.Errorf("the password is %q", got)
+	}
+}
+
+// TestNode: a node that the file gives no name has that of its host.
+func TestNode(t *testing.T) {
+	cfg, dir, err := loadStore(t, "{driver: redis}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name, err := os.Hostname(); err != nil || cfg.Node != name {
+		t.Errorf("Node = %q, want %q (%v)", cfg.Node, name, err)
+	}
+	if got := mustParse(t, "testdata/smallest.good.yaml").Node; got != "" {
+		t.Errorf("Parse asks the machine for its name: %q", got)
+	}
+	file := filepath.Join(dir, "coatcheck.yaml")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err = Load(write(t, dir, "named.yaml", "node: a\n"+string(text), 0o644))
+	if err != nil || cfg.Node != "a" {
+		t.Errorf("Load = %v, %v; want the node a", cfg, err)
+	}
+}
