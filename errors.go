@@ -34,10 +34,17 @@ const (
 	// CodeSignInRequired: nobody is signed in and the route asks for somebody. A
 	// navigation is sent to the provider, everything else gets 401.
 	CodeSignInRequired Code = "sign_in_required"
+	// CodeSessionEnded: as CodeSignInRequired, and the cookie is of a session that is known
+	// to have ended; the answer says why. 401, for a navigation too. To an open WebSocket:
+	// its session has ended. 1008.
+	CodeSessionEnded Code = "session_ended"
+	// CodeLimit: the person may sign in, but a limit on sessions is reached and nobody
+	// gives way. 403: waiting alone does not help, so there is no Retry-After.
+	CodeLimit Code = "session_limit"
 	// CodeForbidden: the person is known and may not. 403.
 	CodeForbidden Code = "forbidden"
 	// CodeUnknown: whether there is a session can't be told now. Neither access nor
-	// logout: 503 with Retry-After, and the cookie stays.
+	// logout: 503 with Retry-After, and the cookie stays. To an open WebSocket: 1013.
 	CodeUnknown Code = "session_unknown"
 
 	// CodeNotReady: sign-in is not possible yet, the provider was never reached. 503.

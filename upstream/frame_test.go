@@ -32,7 +32,7 @@ func frame(opcode byte, masked bool, payload []byte) []byte {
 // goes out is whole frames, then at most one close frame, and nothing behind it.
 func TestHalf(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		goodbye := closeFrame(false)
+		goodbye := closing{1008, "over"}.frame()
 		var in []byte
 		var ends []int // where frames end
 		closeEnd := -1
@@ -59,6 +59,7 @@ func TestHalf(t *testing.T) {
 		}
 		step(0, leaveAt)
 		h.leave(goodbye)
+		h.leave(goingAway.frame())
 		step(leaveAt, len(in))
 
 		end := 0 // the first boundary at or behind leaveAt
@@ -90,11 +91,19 @@ func TestHalf(t *testing.T) {
 }
 
 func TestCloseFrame(t *testing.T) {
-	if got := closeFrame(false); !bytes.Equal(got, []byte("\x88\x02\x03\xe9")) {
-		t.Errorf("closeFrame(false) = %q", got)
+	if got := goingAway.frame(); string(got) != "\x88\x02\x03\xe9" {
+		t.Errorf("the frame of goingAway is %q", got)
 	}
-	got := closeFrame(true)
-	if len(got) != 8 || got[0] != 0x88 || got[1] != 0x82 || got[6]^got[2] != 0x03 || got[7]^got[3] != 0xe9 {
-		t.Errorf("closeFrame(true) = %q", got)
+	if got := (closing{1008, "over"}).frame(); string(got) != "\x88\x06\x03\xf0over" {
+		t.Errorf("the frame of 1008 is %q", got)
+	}
+	got := masked(closing{1008, "over"}.frame())
+	if len(got) != 12 || got[0] != 0x88 || got[1] != 0x86 {
+		t.Fatalf("masked: %q", got)
+	}
+	for i, c := range []byte("\x03\xf0over") {
+		if got[6+i]^got[2+i%4] != c {
+			t.Errorf("masked: %q, wrong at %d", got, i)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/http"
 	"net/textproto"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -103,6 +104,10 @@ func joinGroups(groups []string) string {
 	return b.String()
 }
 
+// HeaderUnverified tells an app for how many seconds nobody could ask whether the session
+// that it serves still lives.
+const HeaderUnverified = "Coatcheck-Unverified"
+
 // Fields of ours that the app reads.
 const (
 	headerState     = "Coatcheck-State"
@@ -111,7 +116,7 @@ const (
 	headerHost      = "X-Forwarded-Host"
 	headerProto     = "X-Forwarded-Proto"
 	headerRealIP    = "X-Real-Ip"
-	maxFields       = 13 // those, the four of IdentityHeaders, and three of HTTP's
+	maxFields       = 14 // those, HeaderUnverified, the four of IdentityHeaders, and three of HTTP's
 )
 
 // guard returns the names of the fields that a client may not send on.
@@ -242,6 +247,9 @@ func (ex *exchange) header(in http.Header) http.Header {
 		}
 	}
 	ex.set(out, headerState, c.State.String())
+	if c.Unverified > 0 {
+		ex.set(out, HeaderUnverified, strconv.Itoa(c.Unverified))
+	}
 	ex.set(out, headerFor, c.ClientIP)
 	ex.set(out, headerRealIP, c.ClientIP)
 	ex.set(out, headerHost, c.Host)

@@ -43,12 +43,13 @@ func TestHeaderIdentity(t *testing.T) {
 		"X-Auth-Email: boss@corp.example", "X-Auth-Groups: admins", "x_auth_groups: admins", "Remote_User: admin",
 		"X-Forwarded-User: admin", "X-Forwarded-Email: a@b", "X_Forwarded_Groups: admins", "X-Forwarded-Preferred-Username: admin",
 		"X-Auth-Request-User: admin", "x_auth_request_email: admin", "Coatcheck-State: authenticated", "COATCHECK_ASSERTION: x", "Coatcheck-Context: x",
+		"Coatcheck-Unverified: 1", "coatcheck_unverified: 1",
 	}
 	none := map[string][]string{
 		"x-auth-user": nil, "x-auth-email": nil, "x-auth-groups": nil, "remote-user": nil,
 		"x-forwarded-user": nil, "x-forwarded-email": nil, "x-forwarded-groups": nil, "x-forwarded-preferred-username": nil,
 		"x-auth-request-user": nil, "x-auth-request-email": nil, "coatcheck-assertion": nil, "coatcheck-context": nil, "x.auth.user": nil, "x~auth!user": nil,
-		"coatcheck-state": {"anonymous"},
+		"coatcheck-state": {"anonymous"}, "coatcheck-unverified": nil,
 	}
 	with := func(more map[string][]string) map[string][]string {
 		m := maps.Clone(none)
@@ -66,6 +67,13 @@ func TestHeaderIdentity(t *testing.T) {
 			"x-auth-user": {"alice"}, "x-auth-email": {"alice@corp.example"}, "x-auth-groups": {"admins,staff"}, "remote-user": {"al"}, "coatcheck-state": {"authenticated"},
 		})},
 		"nothing known, A-H6": {custom, as(bare), with(map[string][]string{"x-auth-user": {"carol"}, "coatcheck-state": {"authenticated"}})},
+		"unverified": {custom, func(r *http.Request, c *upstream.Call) {
+			as(alice)(r, c)
+			c.Unverified = 7
+		}, with(map[string][]string{
+			"x-auth-user": {"alice"}, "x-auth-email": {"alice@corp.example"}, "x-auth-groups": {"admins,staff"}, "remote-user": {"al"}, "coatcheck-state": {"authenticated"},
+			"coatcheck-unverified": {"7"},
+		})},
 		"the default names": {upstream.DefaultIdentityHeaders, as(alice), map[string][]string{
 			"x-forwarded-user": {"alice"}, "x-forwarded-email": {"alice@corp.example"}, "x-forwarded-groups": {"admins,staff"}, "x-forwarded-preferred-username": {"al"},
 		}},

@@ -93,8 +93,13 @@ type Call struct {
 	RawPath, RawQuery string
 	ForceQuery        bool
 
-	Identity  *coatcheck.Identity // nil: nobody is signed in
-	State     coatcheck.State
+	Identity *coatcheck.Identity // nil: nobody is signed in
+	State    coatcheck.State
+	Session  Session // nil: no open stream depends on a session
+	// Unverified is for how many seconds nobody could ask whether the session still lives.
+	// Above 0 the app is told, in HeaderUnverified.
+	Unverified int
+
 	ClientIP  string // of the browser
 	Scheme    string // of the site, as the browser sees it
 	Host      string // canonical host of the request
@@ -102,6 +107,22 @@ type Call struct {
 	// MethodGuarded says that the route was chosen by method too. Fields that ask an app
 	// to take the request for one of another method are removed then.
 	MethodGuarded bool
+}
+
+// A Session is what an open stream depends on.
+type Session interface {
+	// Watch is called once an answer turns into a stream, a 101 or a text/event-stream,
+	// before its first byte reaches the client; for any other answer it is not called.
+	//
+	// The function ended is called when the session can't be used any more; at once where
+	// that is so already. The error says why: one with CodeUnknown, that nobody can tell
+	// any longer whether the session lives, every other, that it is over. It ends the
+	// stream, and does not wait for that. It may be called at any time and by any
+	// goroutine; only the first call counts.
+	//
+	// The function release is called exactly once, when the stream has ended, for
+	// whatever reason.
+	Watch(ended func(error)) (release func())
 }
 
 // Forward sends r to the app and its answer to w. A nil error means that an answer was
@@ -173,6 +194,8 @@ type exchange struct {
 	body      answerBody    // the answer's body
 	tunnel    *tunnel       // after a 101
 	stream    stream        // what is kept in Streams
+	release   func()        // of Call.Session
+	mu        sync.Mutex    // held to close done
 	done      chan struct{} // closed at the end of what is kept in Streams
 	err       error         // of Forward
 	values    [maxFields]string
@@ -234,16 +257,34 @@ func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
 	ex.err = coatcheck.E(code, op, err)
 }
 
-// open keeps s in Streams until the exchange ends.
+// open keeps s in Streams until the exchange ends, and ends it with its session.
 func (ex *exchange) open(s stream) {
 	ex.stream, ex.done = s, make(chan struct{})
 	ex.up.options.Streams.add(s)
+	if ex.call.Session == nil {
+		return
+	}
+	var once sync.Once
+	ex.release = ex.call.Session.Watch(func(err error) {
+		once.Do(func() {
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), sessionEndPatience)
+				defer cancel()
+				s.leave(ctx, sessionEnd(err))
+			}()
+		})
+	})
 }
 
 func (ex *exchange) end() {
 	if ex.stream != nil {
 		ex.up.options.Streams.remove(ex.stream)
+		ex.mu.Lock()
 		close(ex.done)
+		ex.mu.Unlock()
+	}
+	if ex.release != nil {
+		ex.release()
 	}
 	if ex.tunnel != nil {
 		_ = ex.tunnel.app.Close() // where w could not be hijacked
@@ -302,12 +343,25 @@ func (b *answerBody) Close() error {
 	return err
 }
 
-func (b *answerBody) leave(ctx context.Context) {
+func (b *answerBody) leave(ctx context.Context, _ closing) {
 	b.left.Store(true)
 	_ = b.ReadCloser.Close() // wakes the Read that waits for the next event
 	select {
 	case <-b.ex.done:
-	case <-ctx.Done(): // the client does not read; the server's end closes it
+	case <-ctx.Done():
+		b.ex.cutAnswer()
+		<-b.ex.done
+	}
+}
+
+// cutAnswer breaks off an answer that the client does not read.
+func (ex *exchange) cutAnswer() {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	select {
+	case <-ex.done: // the connection may have another answer on it by now
+	default:
+		_ = http.NewResponseController(ex.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 

@@ -124,9 +124,10 @@ type tunnel struct {
 	up      half          // client to app
 }
 
-// leave ends the WebSocket: both sides get a close frame, "going away", and the
-// connections are closed once both have answered it (RFC 6455 §7.1.1), or when ctx ends.
-func (t *tunnel) leave(ctx context.Context) {
+// leave ends the WebSocket: both sides get a close frame, and the connections are closed
+// once both have answered it (RFC 6455 §7.1.1), or when ctx ends. Why is between us and
+// the client; the app sees a client that is going away.
+func (t *tunnel) leave(ctx context.Context, why closing) {
 	stop := context.AfterFunc(ctx, t.cut)
 	defer stop()
 	select {
@@ -135,8 +136,8 @@ func (t *tunnel) leave(ctx context.Context) {
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { t.down.leave(closeFrame(false)) })
-	wg.Go(func() { t.up.leave(closeFrame(true)) })
+	wg.Go(func() { t.down.leave(why.frame()) })
+	wg.Go(func() { t.up.leave(masked(goingAway.frame())) })
 	wg.Wait()
 	for _, closed := range []chan struct{}{t.up.closed, t.down.closed} {
 		select {
@@ -154,16 +155,21 @@ func (t *tunnel) cut() {
 	_ = t.app.Close()
 }
 
-// closeFrame returns a close frame with the status 1001 (RFC 6455 §7.4.1), masked as a
-// client's must be (§5.1).
-func closeFrame(masked bool) []byte {
-	frame := []byte{0x80 | opcodeClose, 2, 1001 >> 8, 1001 & 0xff}
-	if !masked {
-		return frame
-	}
+// frame returns the close frame.
+func (c closing) frame() []byte {
+	frame := []byte{0x80 | opcodeClose, byte(2 + len(c.reason)), byte(c.status >> 8), byte(c.status)}
+	return append(frame, c.reason...)
+}
+
+// masked returns a short frame as a client must send it (RFC 6455 §5.3).
+func masked(frame []byte) []byte {
 	var mask [4]byte
 	_, _ = rand.Read(mask[:]) // never fails
-	return []byte{frame[0], 0x80 | 2, mask[0], mask[1], mask[2], mask[3], frame[2] ^ mask[0], frame[3] ^ mask[1]}
+	out := append([]byte{frame[0], 0x80 | frame[1]}, mask[:]...)
+	for i, c := range frame[2:] {
+		out = append(out, c^mask[i%4])
+	}
+	return out
 }
 
 // A half is one direction of a tunnel. All bytes pass through Write, so that a frame of
@@ -215,14 +221,17 @@ func (h *half) canLeave() bool {
 	return h.goodbye != nil && !h.left && !h.isClosed && h.frames.boundary()
 }
 
-// leave sends the close frame, at once or behind the current frame.
+// leave sends the close frame, at once or behind the current frame. Of two the first one
+// counts.
 func (h *half) leave(goodbye []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.goodbye = goodbye
+	if h.goodbye == nil {
+		h.goodbye = goodbye
+	}
 	if h.canLeave() {
 		h.left = true
-		_, _ = h.to.Write(goodbye) // an error ends the tunnel elsewhere
+		_, _ = h.to.Write(h.goodbye) // an error ends the tunnel elsewhere
 	}
 }
 
