@@ -41,6 +41,29 @@ func TestGood(t *testing.T) {
 	}
 }
 
+// TestExamples reads the configurations that people copy, which are safe with their store.
+func TestExamples(t *testing.T) {
+	files, err := filepath.Glob("../examples/*/*.yaml")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("found the examples %q: %v", files, err)
+	}
+	for _, file := range files {
+		if filepath.Base(file) == "compose.yaml" {
+			continue
+		}
+		cfg, err := parseFixture(t, file)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, w := range cfg.Warnings() {
+			if strings.HasPrefix(w, "store") || strings.HasPrefix(w, "session") {
+				t.Errorf("%s: %s", file, w)
+			}
+		}
+	}
+}
+
 // TestBad compares every message with the one in the .txt beside the file, so that a
 // check that is lost or a message that changes is seen.
 func TestBad(t *testing.T) {

@@ -133,7 +133,7 @@ func (v *validator) sentinel(path string, s *Sentinel) {
 
 // addresses checks a list of HOST:PORT.
 func (v *validator) addresses(path string, list []string, example string) {
-	v.require(path, len(list) > 0, "a list of HOST:PORT, as in ["+example+"]")
+	v.require(path, len(list) > 0, "a list of HOST:PORT, as in [\""+example+"\"]")
 	for i, address := range list {
 		at := element(path, i)
 		host, port, ok := v.address(at, address, example)
