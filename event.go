@@ -1,6 +1,11 @@
 package coatcheck
 
-import "time"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
 
 // A Reason says why a session ended, in a closed list. It stands in events and logs, and
 // package proxy has a sentence for each, for the person whose session it was.
@@ -63,4 +68,11 @@ type Event struct {
 	App     string    `json:"app,omitempty"`
 	Reason  Reason    `json:"reason,omitempty"` // of EventEnded
 	Limit   string    `json:"limit,omitempty"`  // of EventLimitDenied
+}
+
+// MakeEventID returns the ID of an event: the same for the n-th event of a type in the
+// life of a session, whoever tells it and however often.
+func MakeEventID(t EventType, ref Ref, n int64) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "coatcheck event\x00%s\x00%s\x00%d", t, ref, n))
+	return hex.EncodeToString(sum[:16])
 }

@@ -47,11 +47,24 @@ type Session struct {
 	// Connect Back-Channel Logout 1.0 §2.1); empty where the provider sends none.
 	ProviderSID string
 	Tokens      Tokens
+	Origin      Origin    // where the session was begun
 	AuthTime    time.Time // when the person last proved who they are (auth_time, else the sign-in)
 	Created     time.Time // when this session began
 	// Deadline is the absolute end. Nothing extends it, whatever the user does.
 	Deadline time.Time
 }
+
+// An Origin says where a session was begun. It is for people who look through a list of
+// sessions, and for limits by app; nothing is allowed or refused for what it says.
+type Origin struct {
+	App       string // the host that the person signed in for
+	IP        string // of the client, as far as it could be believed
+	UserAgent string // as the browser gave it, at most MaxUserAgent bytes
+	Node      string // the node that completed the sign-in
+}
+
+// MaxUserAgent bounds what is kept of a User-Agent, in bytes.
+const MaxUserAgent = 256
 
 // Tokens are the OAuth tokens of a session. They never leave coatcheck but to the
 // provider that issued them.

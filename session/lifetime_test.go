@@ -187,11 +187,13 @@ func TestTouchFails(t *testing.T) {
 		time.Sleep(time.Minute)
 		r.probe.forget(failing("touch"))
 		r.wantUser("alice", value)
+		time.Sleep(touchAgain)
 		r.wantUser("alice", value)
 		if n := r.probe.count("touch"); n != 2 {
 			t.Errorf("%d touches, want two", n)
 		}
 		r.probe.forget(nil)
+		time.Sleep(touchAgain)
 		r.wantUser("alice", value)
 		if rec, _ := r.record(value); rec.TTL != idle {
 			t.Errorf("the record lives another %v, want %v", rec.TTL, idle)

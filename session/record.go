@@ -40,6 +40,10 @@ type record struct {
 	AuthTime          int64    `cbor:"16,keyasint,omitempty"`
 	Created           int64    `cbor:"17,keyasint"`
 	Deadline          int64    `cbor:"18,keyasint"`
+	App               string   `cbor:"19,keyasint,omitempty"`
+	IP                string   `cbor:"20,keyasint,omitempty"`
+	UserAgent         string   `cbor:"21,keyasint,omitempty"`
+	Node              string   `cbor:"22,keyasint,omitempty"`
 }
 
 var (
@@ -84,6 +88,10 @@ func encode(s *coatcheck.Session) ([]byte, error) {
 		AuthTime:          millis(s.AuthTime),
 		Created:           millis(s.Created),
 		Deadline:          millis(s.Deadline),
+		App:               s.Origin.App,
+		IP:                s.Origin.IP,
+		UserAgent:         s.Origin.UserAgent,
+		Node:              s.Origin.Node,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("session: encode record: %w", err)
@@ -130,6 +138,7 @@ func decode(data []byte) (*coatcheck.Session, error) {
 			Refresh:      coatcheck.Secret(r.RefreshToken),
 			AccessExpiry: fromMillis(r.AccessExpiry),
 		},
+		Origin:   coatcheck.Origin{App: r.App, IP: r.IP, UserAgent: r.UserAgent, Node: r.Node},
 		AuthTime: fromMillis(r.AuthTime),
 		Created:  fromMillis(r.Created),
 		Deadline: fromMillis(r.Deadline),

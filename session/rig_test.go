@@ -24,6 +24,7 @@ type probe struct {
 	mu    sync.Mutex
 	calls []string // as in "get"
 	keys  []string
+	made  []string // the keys of all records that may have been created, ever
 	// hook, unless it is nil, runs before each call; its error is the call's.
 	hook func(ctx context.Context, op, key string) error
 }
@@ -31,6 +32,9 @@ type probe struct {
 func (p *probe) enter(ctx context.Context, op, key string) error {
 	p.mu.Lock()
 	p.calls, p.keys = append(p.calls, op), append(p.keys, key)
+	if op == "create" {
+		p.made = append(p.made, key)
+	}
 	hook := p.hook
 	p.mu.Unlock()
 	if hook == nil {
@@ -125,7 +129,7 @@ func newRig(t testing.TB, change ...func(*Options)) *rig {
 	m := memory.New()
 	t.Cleanup(func() { _ = m.Close() })
 	o := Options{
-		Store: m, Ring: seal.NewRing(), Jar: cookie.New("coatcheck", "", false), Tenant: "default",
+		Store: m, Registry: m, Ring: seal.NewRing(), Jar: cookie.New("coatcheck", "", false), Tenant: "default",
 		Idle: idle, Absolute: absolute,
 	}
 	for _, c := range change {
@@ -251,6 +255,44 @@ func (r *rig) record(value string) (store.Record, bool) {
 		r.t.Fatal(err)
 	}
 	return rec, true
+}
+
+// kept returns the handles of the session records that are in the store.
+func (r *rig) kept() (handles []string) {
+	r.t.Helper()
+	for _, key := range r.probe.made {
+		if _, err := r.memory.Get(context.Background(), key); err == nil && strings.HasPrefix(key, name+"-") {
+			handles = append(handles, key)
+		}
+	}
+	slices.Sort(handles)
+	return handles
+}
+
+// wantKept fails the test unless the sessions of these cookies, and no others, are in the
+// store and in the registry (invariant 4).
+func (r *rig) wantKept(values ...string) {
+	r.t.Helper()
+	want := []string{}
+	for _, v := range values {
+		handle, _, _ := strings.Cut(v, ".")
+		want = append(want, handle)
+	}
+	slices.Sort(want)
+	if got := r.kept(); !slices.Equal(got, want) {
+		r.t.Errorf("the store keeps %v, want %v", got, want)
+	}
+	listed := []string{}
+	for e, err := range r.memory.Find(context.Background(), store.Query{Tenant: r.tenantName()}) {
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		listed = append(listed, e.Record)
+	}
+	slices.Sort(listed)
+	if !slices.Equal(listed, want) {
+		r.t.Errorf("the registry lists %v, want %v", listed, want)
+	}
 }
 
 // put seals plain for a ticket and stores it in the place of what is there.

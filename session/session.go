@@ -1,18 +1,24 @@
-// Package session turns a cookie into a session and back: it begins, loads and ends
-// sessions, and enforces their lifetimes.
+// Package session turns a cookie into a session and back: it begins, loads, lists and ends
+// sessions, and enforces their lifetimes and limits.
 //
 // A session lives in a [store.Store] as a sealed record; the browser holds a ticket,
 // which names the record and opens it. Every question has three answers (invariant
 // 1): the session is valid, it is invalid ([ErrInvalid]), or nobody can tell now (an
 // error with coatcheck.CodeUnknown). Only the second may cost a person the cookie.
+//
+// What can be used is listed in a [store.Registry] (invariant 4). A session begins in the
+// order record, entry, cookie, and ends in the order entry marked as ending, record
+// deleted, entry removed; whatever a node leaves unfinished of that, another one finishes.
 package session
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,28 +39,60 @@ const maxCandidates = 4
 // storeResolution is how far a store's rounding may move a record's end.
 const storeResolution = 2 * time.Millisecond
 
+// listedLonger is how much longer than its record an entry is listed, so that no record
+// outlives its entry where the two are kept by servers with clocks of their own.
+const listedLonger = 5 * time.Second
+
+// touchAgain is how long after a touch that failed the next one is tried.
+const touchAgain = time.Second
+
 // purpose binds records to what they are (invariant 12).
 const purpose = "session"
 
-// Options are what a Manager needs. All of it is required but Now.
+// Options are what a Manager needs. All of it is required, but for what names a default.
 type Options struct {
-	Store  store.Store
-	Ring   *seal.Ring
-	Jar    *cookie.Jar
-	Tenant string
+	Store    store.Store
+	Registry store.Registry
+	Feed     store.Watcher // tells of changes; nil: every request reads the store
+	Events   Recorder      // nil: nobody is told
+	Ring     *seal.Ring
+	Jar      *cookie.Jar
+	Tenant   string
 	// Idle ends a session that is not used for so long, Absolute ends every one.
 	// Idle is at most Absolute.
 	Idle, Absolute time.Duration
-	Now            func() time.Time // time.Now if nil
-	Logger         *slog.Logger     // for touches that fail; nothing is logged if nil
+	// Limits bound how many sessions there may be at once; none if zero.
+	Limits store.Limits
+	// Tombstones is how long a session that has ended can say why; not at all if zero.
+	Tombstones time.Duration
+	// CacheSize bounds the near cache, in bytes; zero turns it off. Lease is how long
+	// after the feed was last known to be complete it may be served from; it is required
+	// where there is a Feed.
+	CacheSize int
+	Lease     time.Duration
+	// OutageGrace is how long sessions that were in the near cache are served while the
+	// store can't be reached, counted from when the store was last known to have them. A
+	// session that is revoked meanwhile goes on for that long. Zero: not at all.
+	OutageGrace time.Duration
+	Now         func() time.Time // time.Now if nil
+	Logger      *slog.Logger     // nothing is logged if nil
 }
 
-// A Manager keeps the sessions of one tenant. It is safe for concurrent use.
+// A Recorder takes down what happens to sessions, for the whole cluster. An error means
+// that an event may be lost; recording it again, with the same ID, is no harm.
+type Recorder interface {
+	Record(ctx context.Context, e coatcheck.Event) error
+}
+
+// A Manager keeps the sessions of one tenant. It is safe for concurrent use. Run does what
+// has to be done beside requests.
 type Manager struct {
 	Options
-	slack  time.Duration
-	opened opened
-	warned atomic.Int64 // when a failed touch was logged last, in Unix seconds
+	slack   time.Duration
+	cache   *cache
+	streams streams
+	upkeep  upkeep
+	warned  atomic.Int64 // when a failed touch was logged last, in Unix seconds
 }
 
 // New returns a Manager.
@@ -65,17 +103,29 @@ func New(o Options) *Manager {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Events == nil {
+		o.Events = nobody{}
+	}
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
-	return &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second)}
+	return &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease)}
 }
 
-// A Live is a session that was loaded for a request.
+type nobody struct{}
+
+func (nobody) Record(context.Context, coatcheck.Event) error { return nil }
+
+// A Live is a session that was loaded for a request. It is shared and must not be changed.
 type Live struct {
 	*coatcheck.Session
-	Ref    coatcheck.Ref
-	handle string
-	ttl    time.Duration // what was left of the record's life when it was read
+	Ref coatcheck.Ref
+	// Unverified is how long ago the store last confirmed a session that is served though
+	// the store can't be reached (Options.OutageGrace). Zero for all others.
+	Unverified time.Duration
+
+	handle   string
+	verifier []byte
+	manager  *Manager
 }
 
 // Load returns the session of the request with header h, or nil without an error if
@@ -92,8 +142,9 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 		return nil, err
 	}
 	var live *Live
+	var known *cached
 	for _, value := range candidates {
-		l, err := m.open(ctx, value)
+		l, k, err := m.open(ctx, value)
 		switch {
 		case errors.Is(err, ErrInvalid):
 		case err != nil:
@@ -102,14 +153,16 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 			return nil, coatcheck.E(coatcheck.CodeAmbiguousSession, "session.load",
 				fmt.Errorf("the request carries the live sessions %s and %s", live.Ref, l.Ref))
 		default:
-			live = l
+			live, known = l, k
 		}
 	}
 	if live == nil {
 		return nil, ErrInvalid
 	}
-	if err := m.touch(ctx, live); err != nil {
-		return nil, err
+	if known != nil {
+		if err := m.touch(ctx, known); err != nil {
+			return nil, err
+		}
 	}
 	return live, nil
 }
@@ -141,37 +194,57 @@ next:
 	return list, nil
 }
 
-// open returns the session that one cookie value opens. The record is only read: one
-// that doesn't open is left alone, for it may be somebody else's.
-func (m *Manager) open(ctx context.Context, value string) (*Live, error) {
+// open returns the session that one cookie value opens, and what is known of its record,
+// nil if it is served without asking the store. The record is only read: one that doesn't
+// open is left alone, for it may be somebody else's.
+func (m *Manager) open(ctx context.Context, value string) (*Live, *cached, error) {
 	const op = "session.load"
 	t, err := parseTicket(m.Jar.Session(), value)
 	if err != nil {
-		return nil, ErrInvalid
+		return nil, nil, ErrInvalid
 	}
-	rec, err := m.Store.Get(ctx, t.handle)
-	if errors.Is(err, store.ErrNotFound) {
-		m.opened.forget(t.handle)
-		return nil, ErrInvalid
-	}
-	if err != nil {
-		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
-	}
-	s := m.opened.find(m.Now(), t, rec.Value)
-	if s == nil {
-		if s, err = m.unseal(t, rec.Value); err != nil {
-			return nil, err
+	known, fresh := m.cache.find(t, instantOf(time.Now()))
+	if !fresh {
+		flight, err := m.cache.read(ctx, m.Store, t.handle)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			m.cache.changed(t.handle)
+			return nil, nil, ErrInvalid
+		case err != nil && known != nil && ctx.Err() == nil:
+			live, err := m.unverified(known, err)
+			return live, nil, err
+		case err != nil:
+			return nil, nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 		}
-		m.opened.keep(m.Now(), t, rec.Value, s)
+		live := (*Live)(nil)
+		if known != nil && known.sealed == sha256.Sum256(flight.rec.Value) {
+			live = known.live
+		} else if live, err = m.unseal(t, flight.rec.Value); err != nil {
+			return nil, nil, err
+		}
+		known = m.cache.put(t, flight, live)
 	}
-	if s.Tenant != m.Tenant || !m.Now().Before(s.Deadline) {
-		return nil, ErrInvalid
+	if known.live.Tenant != m.Tenant || !m.Now().Before(known.live.Deadline) {
+		return nil, nil, ErrInvalid
 	}
-	return &Live{Session: s, Ref: coatcheck.MakeRef(t.handle), handle: t.handle, ttl: rec.TTL}, nil
+	return known.live, known, nil
+}
+
+// unverified returns a session that was in the near cache when the store went away, within
+// the outage grace. cause is why the store can't tell.
+func (m *Manager) unverified(known *cached, cause error) (*Live, error) {
+	now := instantOf(time.Now())
+	since := time.Duration(now - m.cache.confirmed(known))
+	if since > m.OutageGrace || now >= known.ends.Load() || !m.Now().Before(known.live.Deadline) {
+		return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", cause)
+	}
+	live := *known.live
+	live.Unverified = max(since, 1)
+	return &live, nil
 }
 
 // unseal returns the session that a record's value holds.
-func (m *Manager) unseal(t ticket, sealed []byte) (*coatcheck.Session, error) {
+func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 	const op = "session.load"
 	plain, err := m.Ring.OpenRecord(m.place(t.handle), t.secret[:], sealed)
 	switch {
@@ -184,27 +257,52 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*coatcheck.Session, error) {
 	if err != nil {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
-	return s, nil
+	return m.live(t, s), nil
+}
+
+// live keeps nothing of the request: t's handle may be a part of its header.
+func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
+	handle := strings.Clone(t.handle)
+	return &Live{Session: s, Ref: coatcheck.MakeRef(handle), handle: handle, verifier: m.verifier(t), manager: m}
 }
 
 // touch moves the idle end of a session that is in use, at most once in m.slack, and
-// once more when the absolute end is nearer than that, so that it comes no sooner. A
-// session that ended between the read and the touch is invalid: it was ended on
-// purpose. Any other failure costs nothing now, since the read was good and the next
-// request tries again.
-func (m *Manager) touch(ctx context.Context, l *Live) error {
-	want, slack := m.ttl(l.Session), m.slack
+// once more when the absolute end is nearer than that, so that it comes no sooner. The
+// entry is renewed first, so that what can be used is listed. A session that ended between
+// the read and the touch is invalid: it was ended on purpose. Any other failure costs
+// nothing now, since the read was good and a later request tries again.
+func (m *Manager) touch(ctx context.Context, c *cached) error {
+	now := time.Now()
+	want, slack := m.ttl(c.live.Session), m.slack
 	if want < m.Idle {
 		slack = min(slack, storeResolution)
 	}
-	if l.ttl >= want-slack {
+	left := time.Duration(c.ends.Load() - instantOf(now))
+	if left >= want-slack || instantOf(now) < c.untouch.Load() || !c.touching.CompareAndSwap(false, true) {
 		return nil
 	}
-	switch err := m.Store.Touch(ctx, l.handle, want); {
-	case errors.Is(err, store.ErrNotFound):
+	defer c.touching.Store(false)
+	entry, err := m.listing(c.live.Session, c.live.handle, c.live.verifier)
+	if err != nil {
+		return err
+	}
+	if err = m.Registry.Renew(ctx, entry, want+listedLonger); err == nil {
+		err = m.Store.Touch(ctx, c.live.handle, want)
+		if errors.Is(err, store.ErrNotFound) {
+			// The entry of a session that is over was just listed again, perhaps.
+			_ = m.Registry.Remove(ctx, entry)
+		}
+	}
+	switch {
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrEnding):
+		m.cache.changed(c.live.handle)
 		return ErrInvalid
 	case err != nil && ctx.Err() == nil:
+		c.untouch.Store(instantOf(now.Add(touchAgain)))
 		m.warn(ctx, err)
+	case err == nil:
+		c.ends.Store(instantOf(now) + int64(want))
+		m.renewed(ctx, c.live, left)
 	}
 	return nil
 }
@@ -221,75 +319,6 @@ func (m *Manager) warn(ctx context.Context, err error) {
 // ttl is how long a session that is used now may live.
 func (m *Manager) ttl(s *coatcheck.Session) time.Duration {
 	return min(m.Idle, s.Deadline.Sub(m.Now()))
-}
-
-// Begin keeps a new session for s and puts its ticket into the response header h. The
-// ticket is always new; a session that the request (header in) still carries ends, so
-// that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created
-// and s.Deadline are set here.
-//
-// With an error no cookie is set and no session exists that anybody could use. It has
-// CodeUnknown where the store or the ring can't tell; any other is a defect of ours.
-func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session) (*Live, error) {
-	const op = "session.begin"
-	s.Tenant = m.Tenant
-	s.Created = m.Now()
-	s.Deadline = s.Created.Add(m.Absolute)
-	plain, err := encode(s)
-	if err != nil {
-		return nil, err
-	}
-	t := newTicket(m.Jar.Session())
-	sealed, err := m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
-	if err != nil {
-		return nil, err
-	}
-	if err := m.Store.Create(ctx, t.handle, sealed, m.ttl(s)); err != nil {
-		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
-	}
-	if err := m.endCarried(ctx, in); err != nil {
-		// Nobody holds the new ticket; if this fails too, the record just expires.
-		_ = m.Store.Delete(ctx, t.handle)
-		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
-	}
-	m.Jar.Set(h, m.Jar.Session(), t.cookieValue(), m.Absolute)
-	return &Live{Session: s, Ref: coatcheck.MakeRef(t.handle), handle: t.handle}, nil
-}
-
-// endCarried deletes every live session that a request carries.
-func (m *Manager) endCarried(ctx context.Context, in http.Header) error {
-	var buf [maxCandidates]string
-	candidates, err := m.candidates(in, buf[:0])
-	if err != nil {
-		return nil // such cookies open nothing
-	}
-	for _, value := range candidates {
-		l, err := m.open(ctx, value)
-		if errors.Is(err, ErrInvalid) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := m.Store.Delete(ctx, l.handle); err != nil {
-			return err
-		}
-		m.opened.forget(l.handle)
-	}
-	return nil
-}
-
-// End ends the session at once and for every node, and clears the cookie in the
-// response header h. If the store can't be reached it returns an error with
-// CodeUnknown, and the session and the cookie stay: a person who was told "signed
-// out" must be.
-func (m *Manager) End(ctx context.Context, h http.Header, l *Live) error {
-	if err := m.Store.Delete(ctx, l.handle); err != nil {
-		return coatcheck.E(coatcheck.CodeUnknown, "session.end", err)
-	}
-	m.opened.forget(l.handle)
-	m.Clear(h)
-	return nil
 }
 
 // Clear deletes the session cookie in the response header h. It is for a cookie that

@@ -1,0 +1,156 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// Begin keeps a new session for s and puts its ticket into the response header h. The
+// ticket is always new; a session that the request (header in) still carries ends, so
+// that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created,
+// s.Deadline and s.Tenant are set here.
+//
+// The limits hold when Begin returns: the sessions that had to give way can't be used any
+// more. A session of the same person that the request carries gives its place to the new
+// one.
+//
+// With an error no cookie is set and no session exists that anybody could use. It has
+// CodeLimit where a limit refuses it, and CodeUnknown where the store or the ring can't
+// tell; any other is a defect of ours.
+func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session) (*Live, error) {
+	const op = "session.begin"
+	s.Tenant = m.Tenant
+	s.Created = m.Now()
+	s.Deadline = s.Created.Add(m.Absolute)
+	s.Origin.UserAgent = legibleUserAgent(s.Origin.UserAgent)
+	plain, err := encode(s)
+	if err != nil {
+		return nil, err
+	}
+	t := newTicket(m.Jar.Session())
+	sealed, err := m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
+	if err != nil {
+		return nil, err
+	}
+	live := m.live(t, s)
+	listing, err := m.listing(s, t.handle, live.verifier)
+	if err != nil {
+		return nil, err
+	}
+	entry, err := m.describe(listing)
+	if err != nil {
+		return nil, err
+	}
+	carried, err := m.carried(ctx, in)
+	if err != nil {
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("look at the session before: %w", err))
+	}
+
+	ttl := m.ttl(s)
+	if err := m.Store.Create(ctx, t.handle, sealed, ttl); err != nil {
+		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
+	ending, err := m.admit(ctx, listing, ttl+listedLonger, replaced(carried, listing))
+	if err != nil {
+		// Nobody holds the ticket; what is left in the store goes at the next occasion.
+		var limit *store.LimitError
+		if !errors.As(err, &limit) || m.Store.Delete(ctx, t.handle) != nil {
+			m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		}
+		if limit != nil {
+			m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
+			return nil, coatcheck.E(coatcheck.CodeLimit, op, err)
+		}
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
+	for _, victim := range ending {
+		if err = m.finish(ctx, victim); err != nil {
+			break
+		}
+	}
+	for _, before := range carried {
+		if err == nil {
+			err = m.end(ctx, before, coatcheck.ReasonReplaced)
+		}
+	}
+	if err != nil {
+		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
+	}
+	m.Jar.Set(h, m.Jar.Session(), t.cookieValue(), m.Absolute)
+	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))
+	return live, nil
+}
+
+// admit is Registry.Admit, with a second try where the list denies for sessions that are
+// gone, because the store has lost them.
+func (m *Manager) admit(ctx context.Context, e store.Entry, ttl time.Duration, replaces string) ([]store.Entry, error) {
+	ending, err := m.Registry.Admit(ctx, e, ttl, m.Limits, replaces)
+	var limit *store.LimitError
+	if !errors.As(err, &limit) || limit.Limit == store.LimitTotal {
+		return ending, err
+	}
+	gone := 0
+	for listed, findErr := range m.Registry.Find(ctx, store.Query{Tenant: e.Tenant, User: e.User}) {
+		if findErr != nil {
+			return nil, findErr
+		}
+		if listed.Ending != "" {
+			continue
+		}
+		if _, getErr := m.Store.Get(ctx, listed.Record); !errors.Is(getErr, store.ErrNotFound) {
+			continue
+		}
+		lost, endErr := m.Registry.End(ctx, listed, string(coatcheck.ReasonLost))
+		if endErr == nil {
+			endErr = m.finish(ctx, lost)
+		}
+		if endErr != nil && !errors.Is(endErr, store.ErrNotFound) {
+			return nil, endErr
+		}
+		gone++
+	}
+	if gone == 0 {
+		return nil, err
+	}
+	return m.Registry.Admit(ctx, e, ttl, m.Limits, replaces)
+}
+
+// replaced returns the name of the carried session that gives its place to the new one: one
+// of the same person.
+func replaced(carried []*Live, listing store.Entry) string {
+	for _, l := range carried {
+		if e, err := l.manager.listing(l.Session, l.handle, l.verifier); err == nil && e.User == listing.User {
+			return e.ID
+		}
+	}
+	return ""
+}
+
+// carried returns the live sessions that a request carries.
+func (m *Manager) carried(ctx context.Context, in http.Header) ([]*Live, error) {
+	var buf [maxCandidates]string
+	candidates, err := m.candidates(in, buf[:0])
+	if err != nil {
+		return nil, nil // such cookies open nothing
+	}
+	var list []*Live
+	for _, value := range candidates {
+		l, _, err := m.open(ctx, value)
+		if errors.Is(err, ErrInvalid) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}

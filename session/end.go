@@ -1,0 +1,157 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"net/http"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// End ends the session for every node, and clears the cookie in the response header h. If
+// the store can't be reached it returns an error with CodeUnknown, and the cookie stays: a
+// person who was told "signed out" must be.
+func (m *Manager) End(ctx context.Context, h http.Header, l *Live, reason coatcheck.Reason) error {
+	if err := m.end(ctx, l, reason); err != nil {
+		return coatcheck.E(coatcheck.CodeUnknown, "session.end", err)
+	}
+	m.Clear(h)
+	return nil
+}
+
+// end ends a loaded session.
+func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) error {
+	listing, err := m.listing(l.Session, l.handle, l.verifier)
+	if err != nil {
+		return err
+	}
+	return m.endListed(ctx, listing, reason)
+}
+
+// endListed marks an entry as ending, and finishes it. One that is not listed, for the
+// registry has lost it, is ended all the same.
+func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason) error {
+	marked, err := m.Registry.End(ctx, listing, string(reason))
+	if errors.Is(err, store.ErrNotFound) {
+		marked, err = listing, nil
+		marked.Ending = string(reason)
+	}
+	if err != nil {
+		return err
+	}
+	return m.finish(ctx, marked)
+}
+
+// finish ends what is left of a session whose entry is marked as ending. It returns nil
+// once nobody can use the session; what then fails of the rest is done again by whichever
+// node reaps the entry.
+func (m *Manager) finish(ctx context.Context, listed store.Entry) error {
+	e, err := m.describe(listed)
+	if err != nil { // of another version: it ends without a word of explanation
+		e = Entry{Ref: coatcheck.Ref(listed.ID), Tenant: m.Tenant, Ending: coatcheck.Reason(listed.Ending), listed: listed}
+	}
+	reason := e.reason()
+	if err := m.bury(ctx, e, reason); err != nil {
+		m.Logger.DebugContext(ctx, "an ended session will not be able to say why", "session", e.Ref, "error", err)
+	}
+	if err := m.Store.Delete(ctx, listed.Record); err != nil {
+		return err
+	}
+	m.forget(listed.Record)
+	if listed.Ending != store.ReasonExpired {
+		m.upkeep.revoked(listed.Record)
+	}
+	if reason != coatcheck.ReasonAbandoned {
+		ended := m.event(coatcheck.EventEnded, e, 0, func(ev *coatcheck.Event) { ev.Reason = reason })
+		if err := m.Events.Record(ctx, ended); err != nil {
+			m.Logger.DebugContext(ctx, "the end of a session is not recorded yet", "session", e.Ref, "error", err)
+			return nil // not removed: it must be recorded first
+		}
+	}
+	if err := m.Registry.Remove(ctx, listed); err != nil {
+		m.Logger.DebugContext(ctx, "an ended session is still listed", "session", e.Ref, "error", err)
+	}
+	return nil
+}
+
+// forget drops what this node keeps of a record that has changed or ended, and looks after
+// the streams that stand on it.
+func (m *Manager) forget(handle string) {
+	m.cache.changed(handle)
+	m.streams.changed(m, handle)
+}
+
+// A Query says which sessions. At most one of Subject, SID and Ref is set; Issuer goes with
+// Subject and SID. The zero Query stands for all sessions of the tenant.
+type Query struct {
+	Issuer  string
+	Subject string
+	SID     string
+	Ref     coatcheck.Ref
+}
+
+// Find yields the listed sessions of the tenant that match q, page by page, in no particular
+// order. A listed session may have ended a moment ago. An entry that can't be read comes
+// as an error, without ending the list; an error of the store ends it.
+func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
+	sq := store.Query{Tenant: m.tenantName(), ID: string(q.Ref)}
+	if q.Subject != "" {
+		sq.User = m.userName(q.Issuer, q.Subject)
+	}
+	if q.SID != "" {
+		sq.SID = m.sidName(q.Issuer, q.SID)
+	}
+	return func(yield func(Entry, error) bool) {
+		for listed, err := range m.Registry.Find(ctx, sq) {
+			var e Entry
+			if err == nil {
+				e, err = m.describe(listed)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// Revoke ends a session that Find has found, for every node. An error leaves open whether it
+// has ended.
+func (m *Manager) Revoke(ctx context.Context, e Entry, reason coatcheck.Reason) error {
+	return m.endListed(ctx, e.listed, reason)
+}
+
+// event returns an event of a session. n tells apart events of one type.
+func (m *Manager) event(typ coatcheck.EventType, e Entry, n int64, more func(*coatcheck.Event)) coatcheck.Event {
+	ev := coatcheck.Event{
+		ID: coatcheck.MakeEventID(typ, e.Ref, n), Type: typ, Time: m.Now(),
+		Tenant: e.Tenant, Issuer: e.Issuer, Subject: e.Subject, Ref: e.Ref, App: e.Origin.App,
+	}
+	if more != nil {
+		more(&ev)
+	}
+	return ev
+}
+
+// record takes down an event that nothing waits for.
+func (m *Manager) record(ctx context.Context, ev coatcheck.Event) {
+	if err := m.Events.Record(ctx, ev); err != nil {
+		m.Logger.WarnContext(ctx, "other nodes may not hear of an event", "event", ev.Type, "session", ev.Ref, "error", err)
+	}
+}
+
+// renewed tells that a session is still in use, when the use moved its idle end into
+// another half of the idle timeout: left is what was left before.
+func (m *Manager) renewed(ctx context.Context, l *Live, left time.Duration) {
+	half := m.Idle / 2
+	now := m.Now().Sub(l.Created)
+	before := now - max(m.Idle-left, 0)
+	if half <= 0 || before/half == now/half {
+		return
+	}
+	m.record(ctx, m.event(coatcheck.EventRenewed, Entry{
+		Ref: l.Ref, Tenant: l.Tenant, Issuer: l.Identity.Issuer, Subject: l.Identity.Subject, Origin: l.Origin,
+	}, int64(now/half), nil))
+}

@@ -1,0 +1,157 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// streams are the WebSockets and event streams that are open for sessions of this node. A
+// stream is served as long as a new request with the same ticket would be: when its
+// session's record changes or its end comes, and when the feed has missed something, the
+// record is looked at again.
+type streams struct {
+	mu   sync.Mutex
+	open map[string]*watched // by handle
+}
+
+// A watched is a session with at least one open stream.
+type watched struct {
+	live      *Live
+	ended     map[int]func(error)
+	next      int
+	timer     *time.Timer
+	confirmed instant // when the record was known to be there last
+	checking  bool
+	again     bool // something changed while a check was under way
+}
+
+// Watch calls ended once the session can't be used any more, with the error that Load would
+// return then: ErrInvalid, or one with CodeUnknown when the store can't tell for longer than
+// a request would be served. It is called at most once, by a goroutine of its own. release
+// ends the watch and must be called; it may be called at any time.
+func (l *Live) Watch(ended func(error)) (release func()) {
+	m := l.manager
+	s := &m.streams
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open = make(map[string]*watched)
+	}
+	w := s.open[l.handle]
+	if w == nil {
+		w = &watched{live: l, ended: make(map[int]func(error)), confirmed: instantOf(time.Now().Add(-l.Unverified))}
+		s.open[l.handle] = w
+		// What has changed since the session was loaded was told to nobody.
+		w.timer = time.AfterFunc(0, func() { m.check(l.handle) })
+	}
+	id := w.next
+	w.next++
+	w.ended[id] = ended
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(w.ended, id)
+		if len(w.ended) == 0 && s.open[l.handle] == w {
+			w.timer.Stop()
+			delete(s.open, l.handle)
+		}
+	}
+}
+
+// changed has a session looked at, if it has open streams.
+func (s *streams) changed(m *Manager, handle string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w := s.open[handle]; w != nil {
+		w.timer.Stop()
+		w.timer = time.AfterFunc(0, func() { m.check(handle) })
+	}
+}
+
+// handles returns the sessions with open streams that were not confirmed since then.
+func (s *streams) handles(since instant) (list []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for handle, w := range s.open {
+		if w.confirmed < since {
+			list = append(list, handle)
+		}
+	}
+	return list
+}
+
+// check looks whether a session with open streams can still be used.
+func (m *Manager) check(handle string) {
+	s := &m.streams
+	s.mu.Lock()
+	w := s.open[handle]
+	if w == nil {
+		s.mu.Unlock()
+		return
+	}
+	if w.checking {
+		w.again = true
+		s.mu.Unlock()
+		return
+	}
+	w.checking = true
+	s.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.Background(), flightLimit)
+	defer cancel()
+	began := instantOf(time.Now())
+	rec, err := m.Store.Get(ctx, handle)
+
+	s.mu.Lock()
+	w.checking = false
+	if s.open[handle] != w { // released meanwhile
+		s.mu.Unlock()
+		return
+	}
+	var over error
+	wait := time.Duration(0)
+	switch {
+	case errors.Is(err, store.ErrNotFound), !m.Now().Before(w.live.Deadline):
+		over = ErrInvalid
+	case err == nil:
+		w.confirmed = began
+		wait = min(rec.TTL, w.live.Deadline.Sub(m.Now())) + storeResolution
+	default:
+		if since := time.Duration(instantOf(time.Now()) - w.confirmed); since > m.Lease+m.OutageGrace {
+			over = coatcheck.E(coatcheck.CodeUnknown, "session.watch", err)
+		}
+		wait = checkAgain
+	}
+	if w.again {
+		w.again, wait = false, 0
+	}
+	if over == nil {
+		w.timer.Stop()
+		w.timer = time.AfterFunc(wait, func() { m.check(handle) })
+		s.mu.Unlock()
+		return
+	}
+	delete(s.open, handle)
+	for _, ended := range w.ended {
+		go ended(over)
+	}
+	clear(w.ended)
+	s.mu.Unlock()
+}
+
+// checkAgain is how long after a look at the store that told nothing the next one comes.
+const checkAgain = 250 * time.Millisecond
+
+// confirm notes that the feed vouches for all sessions up to then.
+func (s *streams) confirm(until instant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.open {
+		w.confirmed = max(w.confirmed, until)
+	}
+}

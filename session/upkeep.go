@@ -1,0 +1,262 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+const (
+	// upkeepEvery is how often a node looks for what is to be done, more or less: nodes
+	// that started together must not go on together.
+	upkeepEvery = time.Second
+	// reapBatch is how many entries a node claims at a time.
+	reapBatch = 100
+	// reassertFor is how far back revocations are made again after a gap in the feed, which
+	// may mean that the store has failed over and lost what it had acknowledged last.
+	reassertFor = time.Minute
+	// maxRevoked and maxLeft bound what a node remembers to do. What is dropped of the
+	// first is as good as the store's own promise; what is dropped of the second expires.
+	maxRevoked = 100_000
+	maxLeft    = 10_000
+	// streamLease is how often the sessions of open streams are read where nobody tells of
+	// changes.
+	streamLease = time.Second
+)
+
+// upkeep is what a node has to do beside requests.
+type upkeep struct {
+	mu       sync.Mutex
+	left     []leftover
+	revoke   []revocation // oldest first
+	reassert time.Time    // revocations since then are due to be made again; zero for none
+}
+
+// A leftover is a session that nobody was handed, or whose end could not be completed.
+type leftover struct {
+	entry  Entry
+	reason coatcheck.Reason
+}
+
+type revocation struct {
+	handle string
+	at     time.Time
+}
+
+// leave notes a session that is to be ended as soon as the store allows.
+func (u *upkeep) leave(e Entry, reason coatcheck.Reason) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.left) < maxLeft {
+		u.left = append(u.left, leftover{e, reason})
+	}
+}
+
+// revoked notes a record that was deleted.
+func (u *upkeep) revoked(handle string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.trim()
+	u.revoke = append(u.revoke, revocation{handle, time.Now()})
+}
+
+// trim forgets revocations that are too old to matter, or too many.
+func (u *upkeep) trim() {
+	old := max(0, len(u.revoke)-maxRevoked+1)
+	for old < len(u.revoke) && u.reassert.IsZero() && time.Since(u.revoke[old].at) > reassertFor {
+		old++
+	}
+	if u.revoke = u.revoke[old:]; len(u.revoke) == 0 {
+		u.revoke = nil
+	}
+}
+
+// missed notes a gap in the feed.
+func (u *upkeep) missed() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if since := time.Now().Add(-reassertFor); u.reassert.IsZero() || since.Before(u.reassert) {
+		u.reassert = since
+	}
+}
+
+// Run does, until ctx ends, what has to be done beside requests: it listens to the store's
+// feed, reaps what has expired or was left unfinished by any node, ends the streams of
+// sessions that have ended, and forgets what nobody can use any more. It returns when all of that has stopped.
+func (m *Manager) Run(ctx context.Context) {
+	var tasks sync.WaitGroup
+	tasks.Go(func() { m.listen(ctx) })
+	tasks.Go(func() { m.watchStreams(ctx) })
+	for ctx.Err() == nil {
+		m.reassertRevoked(ctx)
+		m.finishLeft(ctx)
+		more := m.reap(ctx)
+		m.cache.trim(instantOf(time.Now()))
+		pause := upkeepEvery/2 + rand.N(upkeepEvery)
+		if more {
+			pause /= 20
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	tasks.Wait()
+}
+
+// listen keeps the near cache true.
+func (m *Manager) listen(ctx context.Context) {
+	if m.Feed == nil || m.CacheSize <= 0 {
+		return
+	}
+	feed := store.Feed{
+		Changed: m.forget,
+		Reset: func() {
+			m.cache.reset()
+			m.upkeep.missed()
+		},
+		Current: m.cache.heard,
+	}
+	for ctx.Err() == nil {
+		err := m.Feed.Watch(ctx, m.Lease/3, feed)
+		switch {
+		case errors.Is(err, store.ErrNoFeed):
+			m.Logger.WarnContext(ctx, "the store does not tell of changes: every request reads it", "error", err)
+			return
+		case ctx.Err() == nil:
+			m.Logger.WarnContext(ctx, "the store's feed of changes has ended, listening again", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(upkeepEvery):
+			}
+		}
+	}
+}
+
+// watchStreams looks at the sessions with open streams while the feed can't vouch for them.
+func (m *Manager) watchStreams(ctx context.Context) {
+	lease := m.Lease
+	if lease <= 0 {
+		lease = streamLease
+	}
+	tick := time.NewTicker(lease / 2)
+	defer tick.Stop()
+	epoch := m.cache.epoch.Load()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := instantOf(time.Now())
+		since := now - int64(lease)
+		if e := m.cache.epoch.Load(); e != epoch {
+			epoch, since = e, now
+		} else if m.cache.fresh(now) {
+			m.streams.confirm(since)
+			continue
+		}
+		var group errgroup.Group
+		group.SetLimit(8)
+		for _, handle := range m.streams.handles(since) {
+			group.Go(func() error { m.check(handle); return nil })
+		}
+		_ = group.Wait()
+	}
+}
+
+// finishLeft ends what was begun and handed to nobody.
+func (m *Manager) finishLeft(ctx context.Context) {
+	m.upkeep.mu.Lock()
+	left := m.upkeep.left
+	m.upkeep.left = nil
+	m.upkeep.mu.Unlock()
+	for i, l := range left {
+		if err := m.endListed(ctx, l.entry.listed, l.reason); err != nil {
+			m.upkeep.mu.Lock()
+			m.upkeep.left = append(left[i:], m.upkeep.left...)
+			m.upkeep.mu.Unlock()
+			return
+		}
+	}
+}
+
+// reassertRevoked deletes again what was deleted in the minute before a gap in the feed.
+func (m *Manager) reassertRevoked(ctx context.Context) {
+	u := &m.upkeep
+	u.mu.Lock()
+	u.trim()
+	since := u.reassert
+	var due []revocation
+	if !since.IsZero() {
+		for _, r := range u.revoke {
+			if r.at.After(since) {
+				due = append(due, r)
+			}
+		}
+	}
+	u.mu.Unlock()
+	if since.IsZero() {
+		return
+	}
+	for _, r := range due {
+		if err := m.Store.Delete(ctx, r.handle); err != nil {
+			return // again at the next occasion
+		}
+		m.forget(r.handle)
+	}
+	u.mu.Lock()
+	if u.reassert.Equal(since) {
+		u.reassert = time.Time{}
+	}
+	u.mu.Unlock()
+	if len(due) > 0 {
+		m.Logger.InfoContext(ctx, "ended sessions again that had ended shortly before the store was lost", "sessions", len(due))
+	}
+}
+
+// reap claims what has expired or was left ending, on whichever node, and finishes it. It
+// tells whether there is more.
+func (m *Manager) reap(ctx context.Context) (more bool) {
+	claimed, err := m.Registry.Reap(ctx, reapBatch)
+	if err != nil {
+		if ctx.Err() == nil {
+			m.Logger.DebugContext(ctx, "reaping failed", "error", err)
+		}
+		return false
+	}
+	for _, e := range claimed {
+		if e.Ending == store.ReasonExpired {
+			if relisted, err := m.relist(ctx, e); relisted || err != nil {
+				continue
+			}
+		}
+		if err := m.finish(ctx, e); err != nil {
+			continue // it is handed out again
+		}
+	}
+	return len(claimed) == reapBatch
+}
+
+// relist lists a session again whose entry has expired and whose record has not: the
+// registry has lost a Renew.
+func (m *Manager) relist(ctx context.Context, e store.Entry) (bool, error) {
+	rec, err := m.Store.Get(ctx, e.Record)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := m.Registry.Remove(ctx, e); err != nil {
+		return false, err
+	}
+	return true, m.Registry.Renew(ctx, e, rec.TTL+listedLonger)
+}
