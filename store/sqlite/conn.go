@@ -55,9 +55,9 @@ func (c *conn) bind(args []driver.Value) []driver.NamedValue {
 }
 
 // A context that can end costs the driver a goroutine per call, to interrupt a
-// statement that runs long. Ours read or write one row; waiting for a lock is
-// bounded by busy_timeout, and the callers of query and exec have looked at their
-// context before.
+// statement that runs long. Ours read or write a row or a page of them; waiting for a
+// lock is bounded by busy_timeout, and the callers of query, each and exec have looked
+// at their context before.
 var uninterrupted = context.Background()
 
 // query runs a statement that returns at most one row. The row belongs to the
@@ -84,6 +84,49 @@ func (c *conn) query(query string, args ...driver.Value) (_ []driver.Value, err 
 	return c.row, nil
 }
 
+// each runs a statement and hands over each row it returns. The row belongs to do until
+// that returns; do must not use the connection.
+func (c *conn) each(do func([]driver.Value) error, query string, args ...driver.Value) (err error) {
+	s, err := c.stmt(query)
+	if err != nil {
+		return err
+	}
+	rows, err := s.(driver.StmtQueryContext).QueryContext(uninterrupted, c.bind(args))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	row := make([]driver.Value, len(rows.Columns()))
+	for {
+		switch err := rows.Next(row); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := do(row); err != nil {
+			return err
+		}
+	}
+}
+
+// transaction runs do, whose statements all take effect, or none where it returns an
+// error. The write lock is taken at once.
+func (c *conn) transaction(do func() error) error {
+	if _, err := c.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := do()
+	if err == nil {
+		_, err = c.exec("COMMIT")
+	}
+	if err != nil {
+		// It fails where SQLite has rolled back by itself, after a full disk for one.
+		_, _ = c.exec("ROLLBACK")
+	}
+	return err
+}
+
 // exec runs a statement and returns how many rows it changed.
 func (c *conn) exec(query string, args ...driver.Value) (int64, error) {
 	s, err := c.stmt(query)
@@ -98,8 +141,8 @@ func (c *conn) exec(query string, args ...driver.Value) (int64, error) {
 }
 
 // number runs a query whose answer is one integer.
-func (c *conn) number(query string) (int64, error) {
-	row, err := c.query(query)
+func (c *conn) number(query string, args ...driver.Value) (int64, error) {
+	row, err := c.query(query, args...)
 	if err != nil {
 		return 0, err
 	}

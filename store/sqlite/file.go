@@ -17,25 +17,6 @@ import (
 // ErrInUse: another process serves from the file.
 var ErrInUse = errors.New("SQLite serves one node; for more use Redis, and for a second node on this machine another file")
 
-// The file says whose it is. Another program's database is never written to.
-const (
-	applicationID = 0x636f6174 // "coat"; PRAGMA application_id
-	schemaVersion = 1          // PRAGMA user_version
-)
-
-const schema = `
-BEGIN IMMEDIATE;
-CREATE TABLE records (
-	key      BLOB PRIMARY KEY,
-	revision INTEGER NOT NULL,
-	expires  INTEGER NOT NULL, -- Unix time in milliseconds
-	value    BLOB NOT NULL
-);
-CREATE INDEX records_expires ON records (expires);
-PRAGMA application_id = %d;
-PRAGMA user_version = %d;
-COMMIT`
-
 // resolve returns the path of file with all links resolved, so that two names of a
 // file meet at one lock, and makes its folder. It does not open the file: closing it
 // again would drop the locks that a Store of this same process holds on it.
@@ -87,33 +68,6 @@ func lock(file string) (*flock.Flock, error) {
 	// For the message above only.
 	_ = os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o600)
 	return l, nil
-}
-
-// migrate makes the schema in a new file, and refuses one that is not ours.
-func migrate(c *conn) error {
-	application, err := c.number("PRAGMA application_id")
-	if err != nil {
-		return explain(err)
-	}
-	tables, err := c.number("SELECT count(*) FROM sqlite_schema")
-	if err != nil {
-		return explain(err)
-	}
-	if application == 0 && tables == 0 {
-		_, err := c.exec(fmt.Sprintf(schema, applicationID, schemaVersion))
-		return err
-	}
-	if application != applicationID {
-		return errors.New("the file is the SQLite database of another program")
-	}
-	version, err := c.number("PRAGMA user_version")
-	if err != nil {
-		return err
-	}
-	if version != schemaVersion {
-		return fmt.Errorf("the file has schema version %d and this coatcheck knows %d: a newer one wrote it", version, schemaVersion)
-	}
-	return nil
 }
 
 // explain puts what SQLite says about an unfit file into the operator's words.

@@ -140,7 +140,7 @@ func TestUnfitFilesAreRefused(t *testing.T) {
 		{"not a database", text, "the file is not a SQLite database"},
 		{"another program's tables", run("CREATE TABLE bookmarks (url)"), "database of another program"},
 		{"another program's id", run("PRAGMA application_id = 7"), "database of another program"},
-		{"a newer schema", newer, "schema version 9 and this coatcheck knows 1"},
+		{"a newer schema", newer, "schema version 9 and this coatcheck knows 2"},
 		{"a folder", func(file string) error { return os.Mkdir(file, 0o700) }, "unable to open database file"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

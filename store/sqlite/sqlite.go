@@ -1,18 +1,19 @@
-// Package sqlite keeps records in a SQLite file, for a coatcheck of one node. It
-// needs nothing beside itself: no server, no cgo.
+// Package sqlite keeps records, the registry and leases in a SQLite file, for a
+// coatcheck of one node. It needs nothing beside itself: no server, no cgo.
 //
 // The file is in WAL mode. A crash of the process loses nothing that was
 // acknowledged; a crash of the machine may lose the last moments before it, and
 // leaves the file sound (synchronous=NORMAL). The store's clock is this process's
 // wall clock.
+//
+// One process owns the file, so the feed of changes and the journal of events stay
+// inside it, and end with it: who would follow them further has ended too.
 package sqlite
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-var _ store.Store = (*Store)(nil)
+var _ store.Backend = (*Store)(nil)
 
 // Options say which file.
 type Options struct {
@@ -35,14 +36,14 @@ const (
 	// busyTimeout bounds the wait for a lock that a program other than coatcheck
 	// holds, a backup for one.
 	busyTimeout = "busy_timeout(1000)"
-	// reapEvery is how long an expired record may stay in the file, plus the time
-	// it takes to remove those before it.
+	// reapEvery is how long an expired record or lease may stay in the file, plus the
+	// time it takes to remove those before it.
 	reapEvery = 10 * time.Second
 	// reapBatch bounds how long a caller's write waits for the reaper's.
 	reapBatch = 128
 )
 
-// A Store is a store.Store in a SQLite file.
+// A Store is a store.Backend in a SQLite file.
 type Store struct {
 	lock    *flock.Flock
 	writer  chan *conn    // holds the one connection that writes, while nobody does
@@ -51,6 +52,9 @@ type Store struct {
 	stop    chan struct{} // closed to end the reaper
 	reaper  sync.WaitGroup
 	close   func() error
+	fence   int64 // the last one; whoever holds the writer holds it too
+	feeds   feeds
+	journal journal
 }
 
 // Open opens the file and takes it for this process. It returns ErrInUse where
@@ -116,6 +120,9 @@ func (s *Store) dial(path string, readers int) error {
 	if len(row) != 1 || row[0] != "wal" {
 		return errors.New("this file system can't hold a database in WAL mode; use a local one")
 	}
+	if s.fence, err = w.number(`SELECT coalesce(max(fence), 0) FROM leases`); err != nil {
+		return err
+	}
 	for range readers {
 		r, err := dial(path, busyTimeout, "query_only(1)")
 		if err != nil {
@@ -143,118 +150,16 @@ func on(ctx context.Context, pool chan *conn, op string, do func(*conn) error) e
 	return wrap(op, err)
 }
 
-// wrap names op in an error, unless the error is an outcome of store.Store.
+// wrap names op in an error, unless the error is an outcome that package store defines.
 func wrap(op string, err error) error {
 	switch err {
-	case nil, store.ErrNotFound, store.ErrExists, store.ErrConflict:
+	case nil, store.ErrNotFound, store.ErrExists, store.ErrConflict, store.ErrEnding, store.ErrHeld, store.ErrLost:
+		return err
+	}
+	if _, ok := err.(*store.LimitError); ok {
 		return err
 	}
 	return fmt.Errorf("store/sqlite: %s: %w", op, err)
-}
-
-// now returns the store's clock, and when a record written now with ttl ends.
-func now(ttl time.Duration) (now, expires int64) {
-	t := time.Now()
-	return t.UnixMilli(), t.Add(max(ttl, store.MinTTL)).UnixMilli()
-}
-
-// Get implements store.Store.
-func (s *Store) Get(ctx context.Context, key string) (store.Record, error) {
-	if err := store.CheckKey(key); err != nil {
-		return store.Record{}, wrap("get", err)
-	}
-	var r store.Record
-	err := on(ctx, s.readers, "get", func(c *conn) error {
-		now, _ := now(0)
-		row, err := c.query(`SELECT revision, expires, value FROM records WHERE key = ? AND expires > ?`, []byte(key), now)
-		if err != nil {
-			return err
-		}
-		if row == nil {
-			return store.ErrNotFound
-		}
-		revision, ok1 := row[0].(int64)
-		expires, ok2 := row[1].(int64)
-		value, ok3 := row[2].([]byte)
-		if !ok1 || !ok2 || !ok3 {
-			return errors.New("the record is of other types than this program writes")
-		}
-		r = store.Record{
-			Value:    value,
-			Revision: uint64(revision),
-			TTL:      time.Duration(expires-now) * time.Millisecond,
-		}
-		return nil
-	})
-	return r, err
-}
-
-// Create implements store.Store.
-func (s *Store) Create(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	if err := store.CheckWrite(key, value); err != nil {
-		return wrap("create", err)
-	}
-	// A revision starts anywhere, so that none of an earlier record of the same key
-	// fits the new one.
-	revision := rand.Int64N(1 << 62)
-	return on(ctx, s.writer, "create", func(c *conn) error {
-		now, expires := now(ttl)
-		n, err := c.exec(`
-			INSERT INTO records (key, revision, expires, value) VALUES (?1, ?2, ?3, ?4)
-			ON CONFLICT (key) DO UPDATE SET revision = ?2, expires = ?3, value = ?4 WHERE expires <= ?5`,
-			[]byte(key), revision, expires, blob(value), now)
-		return affected(n, err, store.ErrExists)
-	})
-}
-
-// Replace implements store.Store.
-func (s *Store) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
-	if err := store.CheckWrite(key, value); err != nil {
-		return wrap("replace", err)
-	}
-	return on(ctx, s.writer, "replace", func(c *conn) error {
-		now, expires := now(ttl)
-		n, err := c.exec(`
-			UPDATE records SET revision = revision + 1, expires = ?, value = ?
-			WHERE key = ? AND expires > ? AND revision = ?`,
-			expires, blob(value), []byte(key), now, int64(revision))
-		if err != nil || n > 0 {
-			return err
-		}
-		// Nothing was written, and nobody else writes before we return.
-		row, err := c.query(`SELECT 1 FROM records WHERE key = ? AND expires > ?`, []byte(key), now)
-		if err == nil && row == nil {
-			return store.ErrNotFound
-		}
-		if err == nil {
-			return store.ErrConflict
-		}
-		return err
-	})
-}
-
-// Touch implements store.Store.
-func (s *Store) Touch(ctx context.Context, key string, ttl time.Duration) error {
-	if err := store.CheckKey(key); err != nil {
-		return wrap("touch", err)
-	}
-	return on(ctx, s.writer, "touch", func(c *conn) error {
-		now, expires := now(ttl)
-		n, err := c.exec(`UPDATE records SET expires = max(expires, ?) WHERE key = ? AND expires > ?`,
-			expires, []byte(key), now)
-		return affected(n, err, store.ErrNotFound)
-	})
-}
-
-// Delete implements store.Store.
-func (s *Store) Delete(ctx context.Context, key string) error {
-	if err := store.CheckKey(key); err != nil {
-		return wrap("delete", err)
-	}
-	return on(ctx, s.writer, "delete", func(c *conn) error {
-		_, err := c.exec(`DELETE FROM records WHERE key = ?`, []byte(key))
-		return err
-	})
 }
 
 // Ping implements store.Store.
@@ -283,7 +188,9 @@ func (s *Store) release() error {
 	return wrap("close", errors.Join(err, s.lock.Close()))
 }
 
-// reap removes expired records, a small batch at a time, until Close.
+// reap removes expired records and leases, a small batch at a time, and what the journal
+// has kept long enough, until Close. Expired entries stay until someone has claimed and
+// acknowledged them.
 func (s *Store) reap() {
 	tick := time.NewTicker(reapEvery)
 	defer tick.Stop()
@@ -293,6 +200,7 @@ func (s *Store) reap() {
 			return
 		case <-tick.C:
 		}
+		s.journal.trim(time.Now())
 		for s.reapSome() == reapBatch {
 			select {
 			case <-s.stop:
@@ -303,31 +211,24 @@ func (s *Store) reap() {
 	}
 }
 
-// reapSome removes one batch and returns its size. What an error leaves is removed
-// by a later batch.
+// reapSome removes one batch of each and returns the size of the larger. What an error
+// leaves is removed by a later batch.
 func (s *Store) reapSome() (n int64) {
-	_ = on(context.Background(), s.writer, "reap", func(c *conn) (err error) {
-		now, _ := now(0)
-		n, err = c.exec(`
+	_ = on(context.Background(), s.writer, "reap", func(c *conn) error {
+		now := time.Now()
+		records, err := c.exec(`
 			DELETE FROM records WHERE rowid IN
-				(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)`, now, int64(reapBatch))
+				(SELECT rowid FROM records WHERE expires <= ? ORDER BY expires LIMIT ?)`,
+			now.UnixMilli(), int64(reapBatch))
+		if err != nil {
+			return err
+		}
+		leases, err := c.exec(`
+			DELETE FROM leases WHERE name IN
+				(SELECT name FROM leases WHERE expires <= ? ORDER BY expires LIMIT ?)`,
+			now.UnixMicro(), int64(reapBatch))
+		n = max(records, leases)
 		return err
 	})
 	return n
-}
-
-// affected returns the error of a statement, or none if it changed nothing.
-func affected(n int64, err, none error) error {
-	if err == nil && n == 0 {
-		return none
-	}
-	return err
-}
-
-// blob makes an empty value an empty BLOB; nil would be NULL.
-func blob(value []byte) driver.Value {
-	if value == nil {
-		return []byte{}
-	}
-	return value
 }
