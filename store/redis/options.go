@@ -1,8 +1,8 @@
 package redis
 
 import (
-	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/url"
 	"strconv"
@@ -17,19 +17,25 @@ import (
 // DefaultTimeout is the Options.Timeout that zero stands for.
 const DefaultTimeout = time.Second
 
-// Options say which Redis, and how to use it.
+// Options say which Redis, and how to use it. Exactly one of URL, Sentinel and Cluster
+// says where it is.
 type Options struct {
 	// URL names a standalone server: redis://[USER@]HOST[:PORT][/DB], the same with
-	// rediss:// for TLS (1.2 and up, the system's certificate authorities), or
-	// unix://[USER@]/PATH[?db=DB]. A password in it is refused: URLs end up in
-	// places where passwords must not.
-	URL string
+	// rediss:// for TLS, or unix://[USER@]/PATH[?db=DB]. A password in it is refused:
+	// URLs end up in places where passwords must not.
+	URL      string
+	Sentinel *Sentinel
+	Cluster  *Cluster
+
+	// TLS says how servers and sentinels prove who they are, and how we do. Nil means
+	// the system's authorities for rediss://, and no TLS for Sentinel and Cluster.
+	TLS *TLS
 	// Username is that of Redis's ACL, and overrides the URL's. Empty means the
 	// default user.
 	Username string
 	Password coatcheck.Secret
 	// KeyPrefix stands before every key, so that several installations can share a
-	// database.
+	// database. It has no braces: they would decide where keys live in a cluster.
 	KeyPrefix string
 	// Timeout bounds every call, connecting included, on top of the caller's own
 	// deadline. Zero means DefaultTimeout. Two cases stretch it: a call that waits
@@ -37,14 +43,63 @@ type Options struct {
 	// deadline, and of over a thousand calls that hang at once some take twice as
 	// long.
 	Timeout time.Duration
+	// Logger is told what the server can't do and coatcheck goes on without. Nil means
+	// nobody.
+	Logger *slog.Logger
+}
+
+// A Sentinel says where sentinels watch over a primary and its replicas.
+type Sentinel struct {
+	Addresses []string // HOST:PORT of sentinels; one that answers is enough
+	Master    string   // the name under which they watch over the primary
+	// Username and Password are for the sentinels; those of Options are for the servers.
+	Username string
+	Password coatcheck.Secret
+	Database int // of the servers
+}
+
+// A Cluster says where a Redis Cluster is. It has no databases but the first.
+type Cluster struct {
+	Addresses []string // HOST:PORT of nodes; one that answers is enough
 }
 
 // client turns what says where the server is into rueidis's words.
 func (o Options) client() (rueidis.ClientOption, error) {
-	c, err := parseURL(o.URL)
+	var c rueidis.ClientOption
+	ways := 0
+	for _, given := range []bool{o.URL != "", o.Sentinel != nil, o.Cluster != nil} {
+		if given {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return c, errors.New("exactly one of url, sentinel and cluster says where Redis is")
+	}
+	if strings.ContainsAny(o.KeyPrefix, "{}") {
+		return c, errors.New("the key prefix contains a brace")
+	}
+
+	var err error
+	switch {
+	case o.Sentinel != nil:
+		c, err = o.Sentinel.client()
+	case o.Cluster != nil:
+		c.InitAddress, err = addresses(o.Cluster.Addresses)
+	default:
+		c, err = parseURL(o.URL)
+		if err == nil && o.TLS != nil && !strings.HasPrefix(o.URL, "rediss:") {
+			err = errors.New("there are settings of TLS, but the url's scheme is not rediss")
+		}
+	}
 	if err != nil {
 		return c, err
 	}
+	if o.TLS != nil || strings.HasPrefix(o.URL, "rediss:") {
+		if c.TLSConfig, err = o.TLS.config(); err != nil {
+			return c, err
+		}
+	}
+	c.Sentinel.TLSConfig = c.TLSConfig
 	if o.Username != "" {
 		c.Username = o.Username
 	}
@@ -52,10 +107,39 @@ func (o Options) client() (rueidis.ClientOption, error) {
 	return c, nil
 }
 
+func (s *Sentinel) client() (rueidis.ClientOption, error) {
+	var c rueidis.ClientOption
+	if s.Master == "" {
+		return c, errors.New("the sentinels are not told which master")
+	}
+	if s.Database < 0 {
+		return c, errors.New("the database is not a number")
+	}
+	c.SelectDB = s.Database
+	c.Sentinel.MasterSet = s.Master
+	c.Sentinel.Username = s.Username
+	c.Sentinel.Password = s.Password.Reveal()
+	var err error
+	c.InitAddress, err = addresses(s.Addresses)
+	return c, err
+}
+
+func addresses(list []string) ([]string, error) {
+	if len(list) == 0 {
+		return nil, errors.New("there are no addresses")
+	}
+	for _, a := range list {
+		if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
+			return nil, errors.New("an address is not of the form host:port")
+		}
+	}
+	return list, nil
+}
+
 // parseURL does without rueidis.ParseURL because that one's query can switch off the
 // verification of certificates. No error repeats the URL.
 func parseURL(text string) (rueidis.ClientOption, error) {
-	var c rueidis.ClientOption
+	c := rueidis.ClientOption{ForceSingleClient: true}
 	u, err := url.Parse(text)
 	if err != nil {
 		return c, errors.New("the url can't be parsed")
@@ -77,15 +161,11 @@ func parseURL(text string) (rueidis.ClientOption, error) {
 			port = "6379"
 		}
 		c.InitAddress = []string{net.JoinHostPort(host, port)}
-		if u.Scheme == "rediss" {
-			c.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: host}
-		}
 	case "unix":
 		if u.Host != "" || u.Path == "" {
 			return c, errors.New("the url of a unix socket has three slashes: unix:///path/to/redis.sock")
 		}
 		c.InitAddress = []string{u.Path}
-		c.DialCtxFn = dialSocket
 		db = query.Get("db")
 		query.Del("db")
 	default:

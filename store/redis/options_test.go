@@ -69,11 +69,11 @@ func TestURLs(t *testing.T) {
 		{"redis://redis.example", "[redis.example:6379] 0 plain"},
 		{"redis://redis.example:7000/", "[redis.example:7000] 0 plain"},
 		{"redis://app@[::1]:7000/2", "[[::1]:7000] 2 plain app"},
-		{"rediss://redis.example/1", "[redis.example:6379] 1 tls for redis.example"},
+		{"rediss://redis.example/1", "[redis.example:6379] 1 tls"},
 		{"unix:///run/redis.sock", "[/run/redis.sock] 0 plain"},
 		{"unix://app@/run/redis.sock?db=4", "[/run/redis.sock] 4 plain app"},
 
-		{"", "error: the url's scheme is none of redis, rediss, unix"},
+		{"", "error: exactly one of url, sentinel and cluster says where Redis is"},
 		{"localhost:6379", "error: the url's scheme is none of redis, rediss, unix"},
 		{"http://localhost", "error: the url's scheme is none of redis, rediss, unix"},
 		{"redis://", "error: the url names no host"},
@@ -96,7 +96,7 @@ func TestURLs(t *testing.T) {
 			if c.TLSConfig == nil {
 				got += " plain"
 			} else {
-				got += " tls for " + c.TLSConfig.ServerName
+				got += " tls"
 			}
 			got = strings.TrimSpace(got + " " + c.Username)
 		}

@@ -1,22 +1,22 @@
-// Package redis keeps records in a standalone Redis, 6.0 or newer, shared by any
-// number of nodes.
+// Package redis keeps records in Redis, 6.0 or newer, shared by any number of nodes: a
+// standalone server, a primary that sentinels watch over, or a Redis Cluster.
 //
-// A record is one string key that expires by itself: eight bytes of revision, big
-// endian, and the value. The store's clock is the server's. What Redis acknowledged
-// survives its restart as far as its persistence goes; with appendfsync everysec
-// that is all but the last second.
+// The store's clock is the server's. What Redis acknowledged survives its restart as
+// far as its persistence goes; with appendfsync everysec that is all but the last
+// second. What it acknowledged survives the loss of a primary as far as its
+// replication goes, which is asynchronous.
+//
+// All keys that one command or script names share a hash tag, and so a slot.
 package redis
 
 import (
 	"context"
-	"crypto/tls"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
-	"strconv"
+	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -24,19 +24,33 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-var _ store.Store = (*Store)(nil)
+var (
+	_ store.Store   = (*Store)(nil)
+	_ store.Watcher = (*Store)(nil)
+)
 
-// A Store is a store.Store in Redis.
+// A Store is a store.Backend in Redis.
 type Store struct {
-	client  rueidis.Client
 	prefix  string
 	timeout time.Duration
+	log     *slog.Logger
+
+	client   atomic.Pointer[rueidis.Client] // see redis
+	reached  chan struct{}                  // closed once client is one of the server
+	tracking bool                           // the connections are told of changes; set before reached is closed
+	trouble  atomic.Pointer[error]          // why the server has not been reached
+	stop     context.CancelFunc
+	stopped  chan struct{} // closed once nothing tries to reach the server any more
+
+	answering atomic.Int64 // connections that have answered anything, ever
+	feedMu    sync.Mutex
+	feed      *store.Feed // whom Watch tells
 }
 
 // Open returns a Store. Only wrong options are an error: a server that can't be
-// reached, or refuses the password, is for Ping to tell. Each call connects anew
-// where there is no connection, so the Store works as soon as its server does. Open
-// waits for the first attempt, at most twice Options.Timeout.
+// reached, refuses the password or is not set up as coatcheck needs it, is for Ping to
+// tell, and is tried again until it is right. Open waits for the first attempt, at most
+// twice Options.Timeout.
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, wrap("open", err)
@@ -45,187 +59,39 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, wrap("open", err)
 	}
-	timeout := opts.Timeout
-	if timeout <= 0 {
-		timeout = DefaultTimeout
+	s := &Store{
+		prefix:  opts.KeyPrefix,
+		timeout: opts.Timeout,
+		log:     opts.Logger,
+		reached: make(chan struct{}),
+		stopped: make(chan struct{}),
 	}
-
-	c.ForceSingleClient = true // so that NewClient returns a client without a server, too
-	c.Dialer.Timeout = timeout
-	// A connection that answers nothing is asked for a PONG, and given up after the
-	// timeout. That also frees those who found its queue full of commands whose
-	// callers have left: they wait twice the timeout at most.
-	c.Dialer.KeepAlive = timeout / 2
-	c.ConnWriteTimeout = timeout
-
-	// One connection carries everybody's commands, so that those of many requests
-	// share one write and one read. Always: a lone caller's deadline would else be
-	// the connection's, and end it.
-	c.AlwaysPipelining = true
-	c.PipelineMultiplex = -1
-	c.ReadBufferEachConn = 32 << 10
-	c.WriteBufferEachConn = 32 << 10
-
-	// A read is sent a second time if the connection ended under it. A write never
-	// is: whether it was done is unknown, and a second Create would find the first.
-	c.RetryDelay = retryOnce
-
-	c.DisableCache = true
-	c.ClientName = "coatcheck"
-	c.ClientSetInfo = rueidis.DisableClientSetInfo
-
-	client, err := rueidis.NewClient(c)
-	if client == nil {
+	if s.timeout <= 0 {
+		s.timeout = DefaultTimeout
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.fillIn(&c)
+	if err := s.placeholder(); err != nil {
 		return nil, wrap("open", err)
 	}
-	return &Store{client: client, prefix: opts.KeyPrefix, timeout: timeout}, nil
+
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	tried := make(chan struct{})
+	go s.reach(background, c, sync.OnceFunc(func() { close(tried) }))
+	select {
+	case <-tried:
+	case <-time.After(2 * s.timeout):
+	case <-ctx.Done():
+	}
+	return s, nil
 }
 
-func retryOnce(attempts int, _ rueidis.Completed, _ error) time.Duration {
-	if attempts > 1 {
-		return -1
-	}
-	return 0
-}
-
-func dialSocket(ctx context.Context, path string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
-	return d.DialContext(ctx, "unix", path)
-}
-
-// revisionLen is the length of the revision before a value.
-const revisionLen = 8
-
-func encode(revision uint64, value []byte) string {
-	b := make([]byte, revisionLen+len(value))
-	binary.BigEndian.PutUint64(b, revision)
-	copy(b[revisionLen:], value)
-	return rueidis.BinaryString(b)
-}
-
-func millis(ttl time.Duration) int64 { return max(ttl, store.MinTTL).Milliseconds() }
-
-// Get implements store.Store.
-func (s *Store) Get(ctx context.Context, key string) (store.Record, error) {
-	if err := store.CheckKey(key); err != nil {
-		return store.Record{}, wrap("get", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	key = s.prefix + key
-	// Both travel as one write and one read. In between the record may only have
-	// been touched, replaced or ended; the lifetime, asked last, is always that of
-	// what lives under the key now, and a record that has just ended is absent.
-	answers := s.client.DoMulti(ctx, s.client.B().Get().Key(key).Build(), s.client.B().Pttl().Key(key).Build())
-	b, err := answers[0].AsBytes()
-	if rueidis.IsRedisNil(err) {
-		return store.Record{}, store.ErrNotFound
-	}
-	if err != nil {
-		return store.Record{}, wrap("get", err)
-	}
-	ttl, err := answers[1].AsInt64()
-	if err != nil {
-		return store.Record{}, wrap("get", err)
-	}
-	switch {
-	case ttl == pttlAbsent:
-		return store.Record{}, store.ErrNotFound
-	case ttl == pttlForEver, len(b) < revisionLen:
-		return store.Record{}, wrap("get", errForeign)
-	}
-	return store.Record{
-		Value:    b[revisionLen:],
-		Revision: binary.BigEndian.Uint64(b),
-		TTL:      max(time.Duration(ttl)*time.Millisecond, store.MinTTL),
-	}, nil
-}
-
-// What PTTL answers but a lifetime.
-const (
-	pttlForEver = -1
-	pttlAbsent  = -2
-)
-
-var errForeign = errors.New("the key holds something that is not a record of ours")
-
-// Create implements store.Store.
-func (s *Store) Create(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	if err := store.CheckWrite(key, value); err != nil {
-		return wrap("create", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	// A revision starts anywhere, so that none of an earlier record of the same key
-	// fits the new one.
-	err := s.client.Do(ctx, s.client.B().Set().Key(s.prefix+key).Value(encode(rand.Uint64(), value)).
-		Nx().PxMilliseconds(millis(ttl)).Build()).Error()
-	if rueidis.IsRedisNil(err) {
-		return store.ErrExists
-	}
-	return wrap("create", err)
-}
-
-// What a script answers.
-const (
-	scriptDone     = 1
-	scriptAbsent   = 0
-	scriptConflict = -1
-)
-
-var replaceScript = rueidis.NewLuaScript(`
-local revision = redis.call('GETRANGE', KEYS[1], 0, 7)
-if revision == '' then return 0 end
-if revision ~= ARGV[1] then return -1 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1`)
-
-// Replace implements store.Store.
-func (s *Store) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
-	if err := store.CheckWrite(key, value); err != nil {
-		return wrap("replace", err)
-	}
-	return s.run(ctx, "replace", replaceScript, key,
-		encode(revision, nil), encode(revision+1, value), strconv.FormatInt(millis(ttl), 10))
-}
-
-var touchScript = rueidis.NewLuaScript(`
-local left = redis.call('PTTL', KEYS[1])
-if left == -2 then return 0 end
-if left >= 0 and left < tonumber(ARGV[1]) then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
-return 1`)
-
-// Touch implements store.Store.
-func (s *Store) Touch(ctx context.Context, key string, ttl time.Duration) error {
-	if err := store.CheckKey(key); err != nil {
-		return wrap("touch", err)
-	}
-	return s.run(ctx, "touch", touchScript, key, strconv.FormatInt(millis(ttl), 10))
-}
-
-func (s *Store) run(ctx context.Context, op string, script *rueidis.Lua, key string, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	switch n, err := script.Exec(ctx, s.client, []string{s.prefix + key}, args).AsInt64(); {
-	case err != nil:
-		return wrap(op, err)
-	case n == scriptAbsent:
-		return store.ErrNotFound
-	case n == scriptConflict:
-		return store.ErrConflict
-	default:
-		return nil
-	}
-}
-
-// Delete implements store.Store.
-func (s *Store) Delete(ctx context.Context, key string) error {
-	if err := store.CheckKey(key); err != nil {
-		return wrap("delete", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	return wrap("delete", s.client.Do(ctx, s.client.B().Del().Key(s.prefix+key).Build()).Error())
-}
+// redis returns the client. Until the server is reached for the first time it is one
+// whose calls fail with the reason why.
+func (s *Store) redis() rueidis.Client { return *s.client.Load() }
 
 // Ping implements store.Store. It reads, for a server that is loading its data, a
 // replica cut off from its primary and a user without rights answer a PING as well. The
@@ -233,7 +99,8 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 func (s *Store) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	err := s.client.Do(ctx, s.client.B().Get().Key(s.prefix).Build()).Error()
+	c := s.redis()
+	err := c.Do(ctx, c.B().Get().Key(s.prefix).Build()).Error()
 	if rueidis.IsRedisNil(err) {
 		return nil
 	}
@@ -242,7 +109,9 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // Close implements store.Store.
 func (s *Store) Close() error {
-	s.client.Close()
+	s.stop()
+	<-s.stopped
+	s.redis().Close()
 	return nil
 }
 
@@ -253,9 +122,13 @@ func wrap(op string, err error) error {
 	if err == nil {
 		return nil
 	}
+	return fmt.Errorf("store/redis: %s: %w", op, stripped(err))
+}
+
+func stripped(err error) error {
 	if e, ok := rueidis.IsRedisErr(err); ok {
 		said, _, _ := strings.Cut(e.Error(), ", with args")
-		err = errors.New(said)
+		return errors.New(said)
 	}
-	return fmt.Errorf("store/redis: %s: %w", op, err)
+	return err
 }

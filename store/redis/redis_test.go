@@ -110,14 +110,14 @@ func TestErrorsNameNoData(t *testing.T) {
 func TestForeignValues(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
 	s := open(t, Options{URL: server.URL(), KeyPrefix: "p:"})
-	b := s.client.B()
+	b := s.redis().B()
 	for _, cmd := range []struct {
 		key     string
 		foreign error
 	}{
-		{"short", s.client.Do(t.Context(), b.Set().Key("p:short").Value("v").PxMilliseconds(1e9).Build()).Error()},
-		{"for ever", s.client.Do(t.Context(), b.Set().Key("p:for ever").Value("long enough").Build()).Error()},
-		{"list", s.client.Do(t.Context(), b.Rpush().Key("p:list").Element("v").Build()).Error()},
+		{"short", s.redis().Do(t.Context(), b.Set().Key("p:short").Value("v").PxMilliseconds(1e9).Build()).Error()},
+		{"for ever", s.redis().Do(t.Context(), b.Set().Key("p:for ever").Value("long enough").Build()).Error()},
+		{"list", s.redis().Do(t.Context(), b.Rpush().Key("p:list").Element("v").Build()).Error()},
 	} {
 		if cmd.foreign != nil {
 			t.Fatal(cmd.foreign)
@@ -141,12 +141,12 @@ func TestEveryKeyExpires(t *testing.T) {
 	if err = errors.Join(err, s.Replace(ctx, "replaced", r.Revision, nil, time.Hour), s.Touch(ctx, "touched", 2*time.Hour), s.Ping(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	keys, err := s.client.Do(ctx, s.client.B().Keys().Pattern("*").Build()).AsStrSlice()
+	keys, err := s.redis().Do(ctx, s.redis().B().Keys().Pattern("*").Build()).AsStrSlice()
 	if err != nil || len(keys) < 3 {
 		t.Fatal(keys, err)
 	}
 	for _, key := range keys {
-		if ttl, err := s.client.Do(ctx, s.client.B().Pttl().Key(key).Build()).AsInt64(); ttl == pttlForEver || err != nil {
+		if ttl, err := s.redis().Do(ctx, s.redis().B().Pttl().Key(key).Build()).AsInt64(); ttl == pttlForEver || err != nil {
 			t.Errorf("%q has no end; %v", key, err)
 		}
 	}

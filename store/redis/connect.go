@@ -1,0 +1,198 @@
+package redis
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+const (
+	// clusterRefresh is how often the map of a cluster's slots is read without a reason:
+	// what a node answers and connections that end are reasons.
+	clusterRefresh = 10 * time.Second
+	// sentinelRefresh is how often sentinels are asked for the primary, in case that
+	// word of a failover was lost.
+	sentinelRefresh = 2 * time.Second
+	// maxRedirects bounds how often a cluster sends one command on.
+	maxRedirects = 8
+	// Between two attempts to reach a server for the first time.
+	minReachDelay = 50 * time.Millisecond
+	maxReachDelay = time.Second
+)
+
+// fillIn completes what rueidis is told.
+func (s *Store) fillIn(c *rueidis.ClientOption) {
+	c.DialCtxFn = s.dial
+	c.Dialer.Timeout = s.timeout
+	// A connection that answers nothing is asked for a PONG, and given up after the
+	// timeout. That also frees those who found its queue full of commands whose
+	// callers have left: they wait twice the timeout at most.
+	c.Dialer.KeepAlive = s.timeout / 2
+	c.ConnWriteTimeout = s.timeout
+
+	// One connection to each server carries everybody's commands, so that those of many
+	// requests share one write and one read. Always: a lone caller's deadline would
+	// else be the connection's, and end it.
+	c.AlwaysPipelining = true
+	c.PipelineMultiplex = -1
+	c.ReadBufferEachConn = 32 << 10
+	c.WriteBufferEachConn = 32 << 10
+
+	// A read is sent a second time if the connection ended under it. A write never
+	// is: whether it was done is unknown, and a second Create would find the first.
+	c.RetryDelay = retryOnce
+
+	// Every connection is told of every change of a value key on its server. rueidis's
+	// own cache stays empty.
+	c.ClientTrackingOptions = []string{"BCAST", "PREFIX", s.valuePrefix()}
+	c.OnInvalidations = s.invalidated
+	c.NewCacheStoreFn = func(rueidis.CacheStoreOption) rueidis.CacheStore { return noCache{} }
+
+	c.ClientName = "coatcheck"
+	c.ClientSetInfo = rueidis.DisableClientSetInfo
+	c.Sentinel.ClientName = c.ClientName
+	c.Sentinel.Dialer = c.Dialer
+	c.Sentinel.TopologyRefreshInterval = sentinelRefresh
+	c.ClusterOption.ShardsRefreshInterval = clusterRefresh
+	c.ClusterOption.MaxMovedRedirections = maxRedirects
+}
+
+func retryOnce(attempts int, _ rueidis.Completed, _ error) time.Duration {
+	if attempts > 1 {
+		return -1
+	}
+	return 0
+}
+
+// reach makes the client, and tries until it has one whose server is as it must be.
+// tried is called after each attempt.
+func (s *Store) reach(ctx context.Context, o rueidis.ClientOption, tried func()) {
+	defer close(s.stopped)
+	defer tried()
+	for delay := minReachDelay; ; {
+		client, err := rueidis.NewClient(o)
+		if err == nil {
+			err = s.check(ctx, client, o)
+		}
+		if err == nil {
+			s.tracking = !o.DisableCache
+			s.client.Store(&client)
+			close(s.reached)
+			return
+		}
+		if client != nil {
+			client.Close()
+		}
+		if !o.DisableCache && forbidsTracking(err) {
+			s.log.Warn("Redis does not tell of changes (CLIENT TRACKING); every session is read each time", "error", firstWords(err))
+			o.DisableCache = true
+			o.OnInvalidations = nil
+			continue
+		}
+		if last := s.trouble.Load(); *last == nil || (*last).Error() != err.Error() {
+			s.log.Warn("Redis is not ready; trying again", "error", stripped(err))
+		}
+		s.trouble.Store(&err)
+		tried()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay/2 + rand.N(delay/2)):
+		}
+		delay = min(2*delay, maxReachDelay)
+	}
+}
+
+// forbidsTracking says whether err is that of a server that will not track, now or
+// later. It is not while a script holds the server up, say.
+func forbidsTracking(err error) bool {
+	if !errors.Is(err, rueidis.ErrNoCache) {
+		return false
+	}
+	said := strings.ToLower(firstWords(err))
+	return said == strings.ToLower(rueidis.ErrNoCache.Error()) || strings.HasPrefix(said, "noperm") || strings.Contains(said, "unknown")
+}
+
+// firstWords returns what the server said of CLIENT TRACKING, without the command.
+func firstWords(err error) string {
+	said, _, _ := strings.Cut(err.Error(), ": [")
+	return said
+}
+
+// placeholder makes the client of a server that has not been reached: one that can't
+// connect, for the reason that the last attempt had.
+func (s *Store) placeholder() error {
+	var none error
+	s.trouble.Store(&none)
+	client, _ := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress:       []string{"unreached"},
+		ForceSingleClient: true,
+		DisableCache:      true,
+		DisableRetry:      true,
+		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+			if err := *s.trouble.Load(); err != nil {
+				return nil, err
+			}
+			return nil, errors.New("not connected yet")
+		},
+	})
+	if client == nil {
+		return errors.New("rueidis makes no client")
+	}
+	s.client.Store(&client)
+	return nil
+}
+
+func (s *Store) dial(ctx context.Context, addr string, d *net.Dialer, secure *tls.Config) (net.Conn, error) {
+	var conn net.Conn
+	var err error
+	switch {
+	case filepath.IsAbs(addr):
+		conn, err = d.DialContext(ctx, "unix", addr)
+	case secure != nil:
+		conn, err = (&tls.Dialer{NetDialer: d, Config: secure}).DialContext(ctx, "tcp", addr)
+	default:
+		conn, err = d.DialContext(ctx, "tcp", addr)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	return &countedConn{Conn: conn, answering: &s.answering}, nil
+}
+
+// A countedConn counts itself with its first answer, before anybody sees that.
+type countedConn struct {
+	net.Conn
+	answering *atomic.Int64
+	counted   bool
+}
+
+func (c *countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.counted {
+		c.counted = true
+		c.answering.Add(1)
+	}
+	return n, err
+}
+
+// noCache is a rueidis.CacheStore of nothing. Its Flight and Update are never called,
+// for no command of ours goes through the cache.
+type noCache struct{}
+
+func (noCache) Flight(string, string, time.Duration, time.Time) (rueidis.RedisMessage, rueidis.CacheEntry) {
+	return rueidis.RedisMessage{}, nil
+}
+func (noCache) Update(string, string, rueidis.RedisMessage) int64 { return 0 }
+func (noCache) Cancel(string, string, error)                      {}
+func (noCache) Delete([]rueidis.RedisMessage)                     {}
+func (noCache) Close(error)                                       {}

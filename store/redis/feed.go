@@ -1,0 +1,147 @@
+package redis
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/coatcheck/coatcheck/store"
+)
+
+var errWatched = errors.New("somebody watches already")
+
+// Watch implements store.Watcher. One caller at a time may watch.
+//
+// Every connection has the server tell it of all changes of value keys, and of the end
+// of the connection itself we hear as well. On one connection a server tells of a change
+// before it answers whatever comes after that change was acknowledged. So once all
+// primaries have answered a question that was put at T, on connections that stood before,
+// all changes from before T have been told.
+func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) error {
+	select {
+	case <-s.reached:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !s.tracking {
+		return store.ErrNoFeed
+	}
+	if !s.listen(&feed) {
+		return wrap("watch", errWatched)
+	}
+	defer s.listen(nil)
+
+	var under sync.WaitGroup
+	defer under.Wait()
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	var heard hearing
+	for interrupted := false; ; {
+		asOf := time.Now()
+		now, err := s.hear(ctx, &under)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			if now != heard || now.moving {
+				heard = now
+				feed.Reset()
+			}
+			feed.Current(asOf)
+		case !interrupted:
+			s.log.Warn("the feed of changes is interrupted", "error", stripped(err))
+		}
+		if interrupted && err == nil {
+			s.log.Info("the feed of changes is back")
+		}
+		interrupted = err != nil
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// listen makes feed the one that is told, or nobody. It returns false where there is one
+// already. Nobody is told after listen(nil) has returned.
+func (s *Store) listen(feed *store.Feed) bool {
+	s.feedMu.Lock()
+	defer s.feedMu.Unlock()
+	if feed != nil && s.feed != nil {
+		return false
+	}
+	s.feed = feed
+	return true
+}
+
+// invalidated is called by the goroutine that reads from a connection, before it hands
+// over the next answer; with nil when the connection ends, or all keys are dropped.
+func (s *Store) invalidated(keys []rueidis.RedisMessage) {
+	s.feedMu.Lock()
+	defer s.feedMu.Unlock()
+	if s.feed == nil {
+		return
+	}
+	if keys == nil {
+		s.feed.Reset()
+		return
+	}
+	for _, message := range keys {
+		name, err := message.ToString()
+		if err != nil {
+			continue
+		}
+		if key, ok := untag(strings.TrimPrefix(name, s.valuePrefix())); ok {
+			s.feed.Changed(key)
+		}
+	}
+}
+
+// A hearing says on what connections, and from whom, changes are heard.
+type hearing struct {
+	connections int64  // how many have answered so far; a new one is not told of what came before
+	primaries   string // of a cluster: who serves which slots
+	moving      bool   // a slot is moving to a primary that was not asked
+}
+
+var (
+	errReconnected = errors.New("a connection is new")
+	errReplica     = errors.New("the server is a replica")
+)
+
+// hear asks every primary, and returns once they have answered. Its goroutines are under.
+func (s *Store) hear(ctx context.Context, under *sync.WaitGroup) (hearing, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	client := s.redis()
+	now := hearing{connections: s.answering.Load()}
+	var err error
+	if client.Mode() == rueidis.ClientModeCluster {
+		now.primaries, now.moving, err = hearCluster(ctx, client, under)
+	} else {
+		err = hearPrimary(ctx, client)
+	}
+	// A connection that came up meanwhile may have answered, and was told nothing of
+	// what came before it.
+	if err == nil && s.answering.Load() != now.connections {
+		err = errReconnected
+	}
+	return now, err
+}
+
+func hearPrimary(ctx context.Context, client rueidis.Client) error {
+	answer, err := client.Do(ctx, client.B().Hello().Build()).AsMap()
+	if err != nil {
+		return err
+	}
+	role := answer["role"]
+	if name, err := role.ToString(); err != nil || name != "master" {
+		return errReplica
+	}
+	return nil
+}
