@@ -62,6 +62,33 @@ func holdFile(file string) int {
 	return 0
 }
 
+// startOther runs this test binary as another process, in the mode that env asks for, and
+// returns what it says line by line. Its input ends with the test.
+func startOther(t *testing.T, env, file string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), env+"="+file)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close() })
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return cmd, bufio.NewScanner(out)
+}
+
 func TestOneNodePerFile(t *testing.T) {
 	dir := t.TempDir()
 	file, link := filepath.Join(dir, "coatcheck.db"), filepath.Join(dir, "link.db")
@@ -88,22 +115,9 @@ func TestOneNodePerFile(t *testing.T) {
 	}
 
 	// Another process, killed: the lock ends with it.
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), holdFileEnv+"="+file)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "held\n" {
-		t.Fatalf("the other process said %q, %v", line, err)
+	cmd, out := startOther(t, holdFileEnv, file)
+	if !out.Scan() || out.Text() != "held" {
+		t.Fatalf("the other process said %q, %v", out.Text(), out.Err())
 	}
 	refused(file, cmd.Process.Pid)
 	_ = cmd.Process.Kill()

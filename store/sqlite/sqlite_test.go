@@ -16,12 +16,19 @@ import (
 	"github.com/coatcheck/coatcheck/store/storetest"
 )
 
-// holdFileEnv makes the test binary hold a file instead of running tests.
-const holdFileEnv = "COATCHECK_TEST_HOLD_FILE"
+// Instead of running tests, holdFileEnv makes the test binary hold a file, and writeFileEnv
+// write to one until it is killed.
+const (
+	holdFileEnv  = "COATCHECK_TEST_HOLD_FILE"
+	writeFileEnv = "COATCHECK_TEST_WRITE_FILE"
+)
 
 func TestMain(m *testing.M) {
 	if file := os.Getenv(holdFileEnv); file != "" {
 		os.Exit(holdFile(file))
+	}
+	if file := os.Getenv(writeFileEnv); file != "" {
+		os.Exit(writeFile(file))
 	}
 	goleak.VerifyTestMain(m)
 }
