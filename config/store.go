@@ -1,7 +1,6 @@
 package config
 
 import (
-	"crypto/tls"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -88,11 +87,11 @@ type Cluster struct {
 }
 
 // TLS says how connections to Redis are encrypted; those to Sentinels likewise.
-// Certificates are always verified.
+// Certificates are always verified. Load has read the files once, and they were right.
 type TLS struct {
 	// Enabled encrypts the connections to the servers that Sentinel or Cluster name.
-	// Default false. A URL says it by rediss:// instead. The other settings need one
-	// of the two.
+	// Default false. A URL says it by rediss:// instead, and Load then sets it. The
+	// other settings need it.
 	Enabled bool `yaml:"enabled"`
 	// CAFile is the path of the certificates, in PEM, of those who may vouch for a
 	// server. Default the system's.
@@ -105,9 +104,6 @@ type TLS struct {
 	// ServerName is the name that a server's certificate must have. Default the host
 	// by which the server is reached.
 	ServerName string `yaml:"server_name"`
-	// Config is what Load made of this: nil without TLS. Parse makes one without
-	// certificates.
-	Config *tls.Config
 }
 
 // Postgres is a store that nodes share.

@@ -10,27 +10,20 @@ import (
 const maxPEM = 1 << 20
 
 // certificates reads the files that TLS to the store needs, so that a wrong one is seen
-// here and not at the first connection.
+// here and not at the first connection. The drivers read them again.
 func (v *validator) certificates() {
-	switch s := &v.cfg.Store; {
-	case s.Driver == DriverRedis && s.Redis.encrypted():
+	switch s := &v.cfg.Store; s.Driver {
+	case DriverRedis:
 		const path = "store.redis.tls"
-		t := &s.Redis.TLS
-		t.Config = &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			RootCAs:    v.authorities(path+".ca_file", t.CAFile),
-			ServerName: t.ServerName,
-		}
-		if pair, ok := v.keyPair(path+".cert_file", t.CertFile, path+".key_file", t.KeyFile); ok {
-			t.Config.Certificates = []tls.Certificate{pair}
-		}
-	case s.Driver == DriverPostgres:
+		t := s.Redis.TLS
+		v.authorities(path+".ca_file", t.CAFile)
+		v.keyPair(path+".cert_file", t.CertFile, path+".key_file", t.KeyFile)
+	case DriverPostgres:
 		const path = "store.postgres.url"
 		u, _, ok := parsePostgres(s.Postgres.URL)
 		if !ok || v.refused(path) {
 			return
 		}
-		// The driver reads them again.
 		query := u.Query()
 		if file := query.Get("sslrootcert"); file != "system" {
 			v.authorities(path, file)
@@ -39,35 +32,26 @@ func (v *validator) certificates() {
 	}
 }
 
-// authorities returns the certificates of a file, or nil, which are the system's.
-func (v *validator) authorities(path, file string) *x509.CertPool {
-	text, ok := v.pem(path, file)
-	if !ok {
-		return nil
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
+func (v *validator) authorities(path, file string) {
+	if text, ok := v.pem(path, file); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
 		v.refuse(path, "%s: holds no certificate in PEM", v.src.hide(file))
 	}
-	return pool
 }
 
-// keyPair reads a certificate and its key, if both are named and can be read.
-func (v *validator) keyPair(certPath, certFile, keyPath, keyFile string) (pair tls.Certificate, ok bool) {
+// keyPair reads a certificate and its key, if both are named.
+func (v *validator) keyPair(certPath, certFile, keyPath, keyFile string) {
 	if certFile == "" || keyFile == "" {
-		return pair, false
+		return
 	}
 	cert, certOK := v.pem(certPath, certFile)
 	key, keyOK := v.pem(keyPath, keyFile)
 	if !certOK || !keyOK {
-		return pair, false
+		return
 	}
 	v.exposed(keyPath, keyFile)
-	pair, err := tls.X509KeyPair(cert, key)
-	if err != nil {
+	if _, err := tls.X509KeyPair(cert, key); err != nil {
 		v.refuse(certPath, "%s with the key %s: %s", v.src.hide(certFile), v.src.hide(keyFile), strings.TrimPrefix(err.Error(), "tls: "))
 	}
-	return pair, err == nil
 }
 
 // pem reads a file, if one is named.

@@ -107,6 +107,7 @@ func (v *validator) redisURL(path string, r *Redis) {
 		u.User = nil
 	}
 	r.URL = u.String()
+	r.TLS.Enabled = u.Scheme == "rediss"
 }
 
 const passwordInFile = "a password must not stand in this file: use password_file or password_env"
@@ -153,7 +154,7 @@ func (v *validator) tls(path string, r *Redis, byURL bool) {
 	switch {
 	case byURL && v.given(path+".enabled"):
 		v.refuse(path+".enabled", "is for sentinel and cluster: a URL says it by rediss://")
-	case byURL && files && !r.encrypted() && !v.refused("store.redis.url"):
+	case byURL && files && !t.Enabled && !v.refused("store.redis.url"):
 		v.refuse(path, "needs a rediss URL: connections to a redis URL are not encrypted")
 	case !byURL && files && !t.Enabled:
 		v.refuse(path, "needs enabled: true: without it connections are not encrypted")
@@ -172,9 +173,6 @@ func (v *validator) tls(path string, r *Redis, byURL bool) {
 		v.refuse(path+".server_name", "must be a host name or an address, as in redis.example.com")
 	}
 }
-
-// encrypted reports whether TLS is on.
-func (r *Redis) encrypted() bool { return r.TLS.Enabled || strings.HasPrefix(r.URL, "rediss://") }
 
 // postgresParameters are the parameters that a PostgreSQL URL may have, with the values
 // where these are few. What is not here can read files or holds secrets, or changes what

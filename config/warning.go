@@ -55,7 +55,7 @@ func (v *validator) warn() {
 }
 
 func (v *validator) warnRedis(r Redis) {
-	if r.encrypted() {
+	if r.TLS.Enabled {
 		return
 	}
 	if u, err := url.Parse(r.URL); err == nil && r.URL != "" && !isLoopback(strings.ToLower(u.Hostname())) {
