@@ -1,0 +1,110 @@
+package guard_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/guard"
+	"github.com/coatcheck/coatcheck/store/redis"
+)
+
+// records is a Backend of which only the Store is there.
+type records struct {
+	store.Store
+	store.Registry
+	store.Leaser
+	store.Watcher
+	store.Journal
+}
+
+// A-Z2: a Redis that is stopped where it stands. Nobody waits for longer than the bound,
+// soon nobody waits at all, nothing piles up, and it goes on by itself.
+func TestAStoppedRedis(t *testing.T) {
+	const (
+		callers = 2000
+		bound   = time.Second
+		slack   = 2 * time.Second // for a machine that does other things
+	)
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	driver, err := redis.Open(t.Context(), redis.Options{URL: server.URL(), KeyPrefix: "guard:", Timeout: bound / 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := guard.New(records{Store: driver}, guard.Options{Timeout: bound, Concurrent: 64, Logger: slog.New(slog.DiscardHandler)})
+	defer b.Close()
+	ctx := t.Context()
+	if err := b.Create(ctx, "k", []byte("v"), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+
+	// all calls once each, at the same time, and returns how long each took and what of
+	// the errors says that the breaker is open.
+	all := func() (took []time.Duration, open int) {
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for range callers {
+			wg.Go(func() {
+				start := time.Now()
+				_, err := b.Get(ctx, "k")
+				mu.Lock()
+				defer mu.Unlock()
+				took = append(took, time.Since(start))
+				if errors.Is(err, guard.ErrOpen) {
+					open++
+				} else if errors.Is(err, store.ErrNotFound) {
+					t.Errorf("unknown became absent: %v", err)
+				}
+			})
+		}
+		if n := runtime.NumGoroutine(); n > before+callers+64 {
+			t.Errorf("%d goroutines for %d callers, %d before", n, callers, before)
+		}
+		wg.Wait()
+		slices.Sort(took)
+		return took, open
+	}
+	p99 := func(took []time.Duration) time.Duration { return took[len(took)*99/100] }
+
+	server.Pause()
+	defer server.Resume()
+	for reads := guard.Closed; reads == guard.Closed; reads, _ = b.States() {
+		took, _ := all()
+		if d := p99(took); d > bound+slack {
+			t.Fatalf("p99 %s while the store stands, want %s", d, bound)
+		}
+	}
+	took, open := all()
+	if open < callers*9/10 {
+		t.Errorf("%d of %d were refused at once", open, callers)
+	}
+	t.Logf("refused by the open breaker: %d of %d, p90 %s", open, callers, took[callers*9/10])
+
+	server.Resume()
+	wait, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for reads := guard.Open; reads != guard.Closed; reads, _ = b.States() {
+		_, _ = b.Get(wait, "k")
+		if wait.Err() != nil {
+			t.Fatal("the breaker stays open")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if rec, err := b.Get(ctx, "k"); err != nil || string(rec.Value) != "v" {
+		t.Errorf("afterwards: %q, %v", rec.Value, err)
+	}
+	for n := runtime.NumGoroutine(); n > before+8; n = runtime.NumGoroutine() {
+		if wait.Err() != nil {
+			t.Fatalf("%d goroutines are left, %d before", n, before)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
