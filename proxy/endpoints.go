@@ -12,6 +12,7 @@ import (
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/oidc"
 	"github.com/coatcheck/coatcheck/policy"
+	"github.com/coatcheck/coatcheck/route"
 	"github.com/coatcheck/coatcheck/seal"
 )
 
@@ -213,17 +214,46 @@ func (p *Proxy) completeSignIn(x *exchange) error {
 	if err := policy.Permit(&login.Session.Identity, p.Allow); err != nil {
 		return err
 	}
+	cookies := h["Set-Cookie"]
 	if err := p.SignIn.Completed(h, x.r.Header); err != nil {
 		return err
 	}
+	x.returnTo = login.ReturnTo
+	login.Session.Origin = coatcheck.Origin{App: p.app(login.ReturnTo), IP: x.client.ip, UserAgent: x.r.UserAgent()}
 	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session)
 	if err != nil {
+		h["Set-Cookie"] = cookies // without a session it was no turn of a loop
 		return err
 	}
 	x.live = live
 	p.Logger.InfoContext(ctx, "signed in",
 		"request_id", x.id, "session", live.Ref, "provider", live.Provider, "user", live.Identity.Subject)
 	return redirect(x, login.ReturnTo)
+}
+
+// app is the host of a return URL, in the one form that hosts are compared in: whoever
+// writes it in another way is at the same app for all that.
+func (p *Proxy) app(returnTo string) string {
+	u, err := url.Parse(returnTo)
+	if err == nil && u.Host != "" {
+		var req route.Request
+		if req, err = route.Forwarded(http.MethodGet, u.Host, "/", p.PublicURL.Scheme); err == nil {
+			return req.Host
+		}
+	}
+	return p.PublicURL.Host
+}
+
+// goal is where the person wanted to go who made a request, "/" where no link leads.
+func (p *Proxy) goal(x *exchange) string {
+	switch {
+	case x.returnTo != "":
+		return x.returnTo
+	case x.r.Method == http.MethodGet:
+		return p.Returns.FromRequest(x.req.Host, x.target())
+	default:
+		return "/"
+	}
 }
 
 // signOut ends the session here and then at the provider. It acts at once only if the
@@ -255,7 +285,7 @@ func (p *Proxy) signOut(x *exchange) error {
 	case !ourPage && !p.signOutTokenFits(x):
 		return p.confirmSignOut(x, returnTo)
 	default:
-		if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live); err != nil {
+		if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live, coatcheck.ReasonSignedOut); err != nil {
 			return err
 		}
 		p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)

@@ -24,10 +24,14 @@ type exchange struct {
 	start  time.Time
 	id     string
 	client peer
-	req    route.Request  // zero until the request was parsed
-	route  string         // name of the route or endpoint; "" until one was found
-	live   *session.Live  // nil while nobody is known to be signed in
-	code   coatcheck.Code // why the request was refused; "" if it was not
+	req    route.Request // zero until the request was parsed
+	route  string        // name of the route or endpoint; "" until one was found
+	live   *session.Live // nil while nobody is known to be signed in
+	dead   bool          // the request has a session cookie that opens no live session
+	// unverified is for how many seconds nobody could ask whether live still lives.
+	unverified int
+	returnTo   string         // where a sign-in that is being completed leads; "" for other requests
+	code       coatcheck.Code // why the request was refused; "" if it was not
 	// script forces the answers that scripts get, for requests that never are a
 	// person's own.
 	script bool

@@ -16,10 +16,12 @@ import (
 	"github.com/coatcheck/coatcheck/cookie"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/oidc"
+	"github.com/coatcheck/coatcheck/store"
 )
 
-// TestErrorPagesInABrowser shows the page of every code to a real browser: each can be
-// read by everybody, on every screen, and its style passes its own Content-Security-Policy.
+// TestErrorPagesInABrowser shows the page of every code and explanation to a real browser:
+// each can be read by everybody, on every screen, and its style passes its own
+// Content-Security-Policy.
 func TestErrorPagesInABrowser(t *testing.T) {
 	p := New(Options{
 		PublicURL: &url.URL{Scheme: "https", Host: "app.example.com"},
@@ -31,16 +33,34 @@ func TestErrorPagesInABrowser(t *testing.T) {
 		x := &exchange{w: response{ResponseWriter: w}, r: r, id: "9f86d081884c7d659a2feaa0"}
 		// POST, so that even CodeSignInRequired gets its page and not a redirect.
 		x.r.Method = http.MethodPost
-		p.render(x, coatcheck.E(coatcheck.Code(strings.TrimPrefix(r.URL.Path, "/")), "test", errors.New("the cause")))
+		code, more, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+		cause := errors.New("the cause")
+		switch {
+		case more != "" && code == string(coatcheck.CodeSessionEnded):
+			cause = &endedError{coatcheck.Reason(more)}
+		case more != "" && code == string(coatcheck.CodeLimit):
+			cause = &store.LimitError{Limit: store.LimitKind(more)}
+		}
+		p.render(x, coatcheck.E(coatcheck.Code(code), "test", cause))
 	}))
 	t.Cleanup(server.Close)
 
 	ctx := testenv.StartChromium(t)
+	titles := map[string]string{}
 	for _, code := range declaredCodes(t) {
-		if err := chromedp.Do(ctx, chromedp.Navigate(server.URL+"/"+string(code))); err != nil {
+		titles[string(code)] = answers[code].title
+	}
+	for reason, e := range endings {
+		titles[string(coatcheck.CodeSessionEnded)+"/"+string(reason)] = e.title
+	}
+	for limit, e := range limits {
+		titles[string(coatcheck.CodeLimit)+"/"+string(limit)] = e.title
+	}
+	for code, title := range titles {
+		if err := chromedp.Do(ctx, chromedp.Navigate(server.URL+"/"+code)); err != nil {
 			t.Fatal(err)
 		}
-		if heading, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("h1"))); err != nil || heading != answers[code].title {
+		if heading, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("h1"))); err != nil || heading != title {
 			t.Errorf("%s: the page says %q, %v", code, heading, err)
 		}
 		// Chromium drops a style sheet that the policy refuses.

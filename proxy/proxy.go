@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime/debug"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -157,6 +158,7 @@ func (p *Proxy) loadSession(x *exchange) error {
 	switch {
 	case errors.Is(err, session.ErrInvalid):
 		p.Metrics.SessionLoad(metrics.LoadInvalid)
+		x.dead = true
 		if x.navigation() {
 			p.Sessions.Clear(x.w.Header())
 		}
@@ -174,6 +176,10 @@ func (p *Proxy) loadSession(x *exchange) error {
 	}
 	p.Metrics.SessionLoad(metrics.LoadValid)
 	x.live = live
+	if live.Unverified > 0 {
+		x.unverified = max(int(live.Unverified.Round(time.Second)/time.Second), 1)
+		x.w.Header().Set(upstream.HeaderUnverified, strconv.Itoa(x.unverified))
+	}
 	p.SignIn.Served(x.w.Header(), x.r)
 	return nil
 }
@@ -206,6 +212,8 @@ func (p *Proxy) forward(x *exchange, target *Route) error {
 	if live := p.user(x); live != nil {
 		call.Identity = &live.Identity
 		call.State = live.State
+		call.Session = live
+		call.Unverified = x.unverified
 	}
 	x.bodyUntil(time.Time{})
 	defer func() { x.bodyUntil(time.Now().Add(p.BodyTimeout)) }() // of what the app left
@@ -246,9 +254,19 @@ func (p *Proxy) finish(x *exchange) {
 			slog.Int64("bytes", x.w.bytes),
 			slog.Float64("ms", float64(took.Microseconds())/1000),
 			slog.String("session", x.ref()),
+			unverified(x.unverified),
 			slog.String("user_agent", legible(x.r.UserAgent())))
 	}
 	if v == http.ErrAbortHandler {
 		panic(v) // net/http then closes the connection
 	}
+}
+
+// unverified is in the access log's line only where there is something to say; handlers
+// leave out the zero Attr.
+func unverified(seconds int) slog.Attr {
+	if seconds == 0 {
+		return slog.Attr{}
+	}
+	return slog.Int("unverified", seconds)
 }

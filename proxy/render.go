@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -10,6 +12,7 @@ import (
 // An answer is what somebody is told about an error. Text says what happened, Next what
 // to do; neither says more than a stranger may know, the cause is in the log. What
 // strangers cause all day is logged at the level debug; the access log has the code.
+// Where more is known than the code, an explanation takes the place of title, text and next.
 type answer struct {
 	status int
 	level  slog.Level
@@ -23,6 +26,7 @@ type answer struct {
 const (
 	actionNone   = ""
 	actionStart  = "start"  // begin a sign-in
+	actionReturn = "return" // begin a sign-in that leads back to where the person was going
 	actionResume = "resume" // go on to the site, or begin a sign-in
 	actionReload = "reload" // ask for the same page again
 	actionHome   = "home"
@@ -80,6 +84,16 @@ var answers = map[coatcheck.Code]answer{
 		401, slog.LevelDebug, "Sign-in required",
 		"Nobody is signed in, or the session has ended.",
 		"Sign in to go on.", actionStart,
+	},
+	coatcheck.CodeSessionEnded: {
+		401, slog.LevelDebug, "You were signed out",
+		"Your session here has ended.",
+		"Sign in again to go on.", actionReturn,
+	},
+	coatcheck.CodeLimit: {
+		403, slog.LevelInfo, "Too many sessions",
+		"The number of sessions is limited, and that number is reached.",
+		"Sign out where you no longer need to be signed in, then sign in again.", actionReturn,
 	},
 	coatcheck.CodeForbidden: {
 		403, slog.LevelInfo, "You may not open this",
@@ -153,12 +167,17 @@ var answers = map[coatcheck.Code]answer{
 	},
 }
 
-// retryAfter, in seconds, is on every 503 (RFC 9110 §10.2.3).
-const retryAfter = "2"
+// retryAfter is on every 503, in seconds (RFC 9110 §10.2.3): one that differs, so that those
+// who were refused together do not come back together.
+func retryAfter() string { return strconv.Itoa(1 + rand.IntN(3)) }
 
 // render answers with an error. It is the only place where an error becomes HTTP.
 func (p *Proxy) render(x *exchange, err error) {
 	code := coatcheck.CodeOf(err)
+	if code == coatcheck.CodeSignInRequired {
+		err = p.ended(x, err)
+		code = coatcheck.CodeOf(err)
+	}
 	if code == coatcheck.CodeSignInRequired && x.navigation() {
 		startErr := p.startSignIn(x, p.Returns.FromRequest(x.req.Host, x.target()))
 		if startErr == nil {
@@ -170,6 +189,7 @@ func (p *Proxy) render(x *exchange, err error) {
 	if !ok {
 		a = answers[coatcheck.CodeInternal]
 	}
+	a, reason := a.explained(err)
 	x.code = code
 	level := a.level
 	if x.r.Context().Err() != nil {
@@ -182,7 +202,7 @@ func (p *Proxy) render(x *exchange, err error) {
 	h := x.w.Header()
 	switch a.status {
 	case http.StatusServiceUnavailable:
-		h.Set("Retry-After", retryAfter)
+		h.Set("Retry-After", retryAfter())
 	case http.StatusUnauthorized:
 		// RFC 9110 §15.5.2 asks for a challenge. Browsers leave an unknown scheme alone.
 		h.Set("WWW-Authenticate", `Cookie realm="coatcheck"`)
@@ -195,10 +215,11 @@ func (p *Proxy) render(x *exchange, err error) {
 		err = p.writePage(x, a.status, p.errorPage(x, a))
 	} else {
 		err = writeJSON(x, a.status, struct {
-			Error     coatcheck.Code `json:"error"`
-			Message   string         `json:"message"`
-			RequestID string         `json:"request_id"`
-		}{code, a.text + " " + a.next, x.id})
+			Error     coatcheck.Code   `json:"error"`
+			Reason    coatcheck.Reason `json:"reason,omitempty"`
+			Message   string           `json:"message"`
+			RequestID string           `json:"request_id"`
+		}{code, reason, a.text + " " + a.next, x.id})
 	}
 	if err != nil {
 		http.Error(&x.w, a.title, a.status)
@@ -210,6 +231,8 @@ func (p *Proxy) errorPage(x *exchange, a answer) page {
 	switch a.action {
 	case actionStart:
 		pg.Actions = []action{{"Sign in again", p.startURL("/"), true}}
+	case actionReturn:
+		pg.Actions = []action{{"Sign in again", p.startURL(p.goal(x)), true}}
 	case actionReload:
 		// An empty reference is this very address (RFC 3986 §4.4), for a GET only.
 		if x.r.Method == http.MethodGet && x.req.Path != p.Prefix+"/callback" {

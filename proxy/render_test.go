@@ -69,6 +69,8 @@ func TestUnknownIsNeitherLogoutNorAccess(t *testing.T) {
 		coatcheck.CodeUnknown:         503,
 		coatcheck.CodeNotReady:        503,
 		coatcheck.CodeSignInRequired:  401,
+		coatcheck.CodeSessionEnded:    401,
+		coatcheck.CodeLimit:           403,
 		coatcheck.CodeForbidden:       403,
 		coatcheck.CodeMisdirected:     421,
 		coatcheck.CodeUpstreamFailed:  502,

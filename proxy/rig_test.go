@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,7 +98,8 @@ func newRig(t *testing.T) *rig {
 	r.Proxy = New(Options{
 		PublicURL: public, Prefix: "/oauth2", Limits: route.DefaultLimits, Routes: routes, Allow: everybody, Tenant: "default",
 		Sessions: session.New(session.Options{
-			Store: r.store, Ring: ring, Jar: jar, Tenant: "default", Idle: time.Hour, Absolute: 12 * time.Hour,
+			Store: r.store, Registry: r.store, Ring: ring, Jar: jar, Tenant: "default", Idle: time.Hour, Absolute: 12 * time.Hour,
+			Tombstones: time.Hour, CacheSize: 1 << 20,
 		}),
 		SignIn: signIn, Returns: returns, Ring: ring, Store: r.store,
 		Metrics: metrics.New("test", func() int { return 0 }, func() int64 { return 0 }), Logger: logger, AccessLog: true,
@@ -188,6 +190,7 @@ type faultyStore struct {
 	fault func() // called before each call; it may panic
 	err   error  // returned by each call
 	pings int
+	gets  atomic.Int32
 }
 
 func (s *faultyStore) failure() error {
@@ -198,6 +201,7 @@ func (s *faultyStore) failure() error {
 }
 
 func (s *faultyStore) Get(ctx context.Context, key string) (store.Record, error) {
+	s.gets.Add(1)
 	if err := s.failure(); err != nil {
 		return store.Record{}, err
 	}

@@ -1,0 +1,113 @@
+package proxy
+
+import (
+	"errors"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// An explanation says more than the answer of its error's code: which of the things that
+// the code stands for has happened.
+type explanation struct{ title, text, next string }
+
+// endings has a row for every coatcheck.Reason. They are read by the person whose session
+// it was, or by somebody who has taken the ticket from that person.
+var endings = map[coatcheck.Reason]explanation{
+	coatcheck.ReasonIdle: {
+		"You were signed out",
+		"You were signed out because this site was not used for a while.",
+		"Sign in again to go on where you were.",
+	},
+	coatcheck.ReasonAbsolute: {
+		"You were signed out",
+		"You were signed out because a sign-in at this site lasts for a limited time, even while it is used.",
+		"Sign in again to go on where you were.",
+	},
+	coatcheck.ReasonSignedOut: {
+		"You are signed out",
+		"You signed out, and that ended your session.",
+		"Sign in again to go on.",
+	},
+	coatcheck.ReasonReplaced: {
+		"You were signed out",
+		"You were signed out because somebody signed in again with this browser, and that ended the session before.",
+		"Sign in again to go on.",
+	},
+	coatcheck.ReasonEvicted: {
+		"You were signed out",
+		"You were signed out here because you signed in on another device, and this account may be signed in on a limited number of devices.",
+		"Sign in again to go on here: a session on another device may end then. If that was not you, change your password.",
+	},
+	coatcheck.ReasonRevoked: {
+		"You were signed out",
+		"You were signed out because the people who run this site ended your session.",
+		"Sign in again to go on. If that doesn't help, ask the people who run this site.",
+	},
+	coatcheck.ReasonAbandoned: {
+		"You were not signed in",
+		"Your sign-in could not be completed, so it began no session.",
+		"Sign in again.",
+	},
+	coatcheck.ReasonLost: {
+		"Your session is lost",
+		"You were signed out because this site no longer has your session: the servers that keep it may have failed.",
+		"Sign in again to go on where you were.",
+	},
+}
+
+// limits has a row for every store.LimitKind.
+var limits = map[store.LimitKind]explanation{
+	store.LimitUser: {
+		"You are signed in on too many devices",
+		"Your account may be signed in to this site on a limited number of devices at once, and that number is reached.",
+		"Sign out on a device you no longer use, then sign in again.",
+	},
+	store.LimitApp: {
+		"You are signed in on too many devices",
+		"Your account may be signed in to this application on a limited number of devices at once, and that number is reached.",
+		"Sign out on a device you no longer use, then sign in again.",
+	},
+	store.LimitTotal: {
+		"All places of this site are taken",
+		"A limited number of people may be signed in to this site at once, and that number is reached.",
+		"Wait until somebody has signed out, then sign in again.",
+	},
+}
+
+// An endedError is the cause of CodeSessionEnded.
+type endedError struct{ reason coatcheck.Reason }
+
+func (e *endedError) Error() string { return "the session has ended: " + string(e.reason) }
+
+// ended returns the error for a request without a session, err, with the reason why its
+// session has ended, where the request's cookie is of one of which that is known.
+func (p *Proxy) ended(x *exchange, err error) error {
+	if !x.dead {
+		return err
+	}
+	reason, ok := p.Sessions.Ended(x.r.Context(), x.r.Header)
+	if _, known := endings[reason]; !ok || !known {
+		return err
+	}
+	return coatcheck.E(coatcheck.CodeSessionEnded, "proxy.session", &endedError{reason})
+}
+
+// explained is the answer with what err says beyond its code, and the reason for which a
+// session has ended, if that is what it says.
+func (a answer) explained(err error) (answer, coatcheck.Reason) {
+	var e explanation
+	var reason coatcheck.Reason
+	var ended *endedError
+	var limit *store.LimitError
+	switch {
+	case errors.As(err, &ended):
+		e, reason = endings[ended.reason], ended.reason
+	case errors.As(err, &limit):
+		e = limits[limit.Limit]
+	}
+	if e != (explanation{}) {
+		a.title, a.text, a.next = e.title, e.text, e.next
+	}
+	return a, reason
+}
