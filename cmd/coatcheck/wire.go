@@ -47,7 +47,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 		return nil, err
 	}
 	counts := metrics.New(version(), streams.Count, sites.broken)
-	kept, err := openStore(ctx, cfg.Store)
+	kept, err := openStore(ctx, cfg.Store, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -113,21 +113,42 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 }
 
 // openStore is the switch between the drivers.
-func openStore(ctx context.Context, cfg config.Store) (store.Store, error) {
+func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Store, error) {
 	switch cfg.Driver {
 	case config.DriverSQLite:
 		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File})
 	case config.DriverRedis:
-		return redis.Open(ctx, redis.Options{
-			URL:       cfg.Redis.URL,
-			Username:  cfg.Redis.Username,
-			Password:  cfg.Redis.Password,
-			KeyPrefix: cfg.Redis.KeyPrefix,
-			Timeout:   cfg.Redis.Timeout,
-		})
+		return redis.Open(ctx, redisOptions(cfg.Redis, logger))
 	default:
 		return nil, fmt.Errorf("store: no driver is called %q", cfg.Driver)
 	}
+}
+
+func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
+	o := redis.Options{
+		URL:       cfg.URL,
+		Username:  cfg.Username,
+		Password:  cfg.Password,
+		KeyPrefix: cfg.KeyPrefix,
+		Timeout:   cfg.Timeout,
+		Logger:    logger,
+	}
+	if s := cfg.Sentinel; len(s.Addresses) > 0 {
+		o.Sentinel = &redis.Sentinel{
+			Addresses: s.Addresses,
+			Master:    s.Master,
+			Username:  s.Username,
+			Password:  s.Password,
+			Database:  s.Database,
+		}
+	}
+	if len(cfg.Cluster.Addresses) > 0 {
+		o.Cluster = &redis.Cluster{Addresses: cfg.Cluster.Addresses}
+	}
+	if t := cfg.TLS; t.Enabled {
+		o.TLS = &redis.TLS{CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, ServerName: t.ServerName}
+	}
+	return o
 }
 
 // openRing reads the key ring, or makes one where a single node keeps everything in

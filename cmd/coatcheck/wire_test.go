@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/route"
+	"github.com/coatcheck/coatcheck/store/redis"
 )
 
 // None of these settings is the default.
@@ -114,13 +116,43 @@ func TestOpenStoreRedis(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{Password: "of-others", Config: []string{"user app on >of-the-test ~app:* +@read +@write +@connection"}})
 	s, err := openStore(t.Context(), config.Store{Driver: config.DriverRedis, Redis: config.Redis{
 		URL: server.URL(), Username: "app", Password: "of-the-test", KeyPrefix: "app:", Timeout: 5 * time.Second,
-	}})
+	}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	if err := s.Ping(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRedisOptions: every setting arrives, whichever of the three ways leads to Redis.
+func TestRedisOptions(t *testing.T) {
+	logger := slog.New(slog.DiscardHandler)
+	common := redis.Options{Username: "u", Password: "p", KeyPrefix: "k:", Timeout: time.Minute, Logger: logger}
+	cfg := config.Redis{Username: "u", Password: "p", KeyPrefix: "k:", Timeout: time.Minute}
+
+	byURL, url := cfg, common
+	byURL.URL, url.URL = "redis://127.0.0.1", "redis://127.0.0.1"
+
+	bySentinel, sentinel := cfg, common
+	bySentinel.Sentinel = config.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp"}
+	sentinel.Sentinel = &redis.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp"}
+
+	byCluster, cluster := cfg, common
+	byCluster.Cluster = config.Cluster{Addresses: []string{"b:2"}}
+	byCluster.TLS = config.TLS{Enabled: true, CAFile: "ca", CertFile: "cert", KeyFile: "key", ServerName: "s"}
+	cluster.Cluster = &redis.Cluster{Addresses: []string{"b:2"}}
+	cluster.TLS = &redis.TLS{CAFile: "ca", CertFile: "cert", KeyFile: "key", ServerName: "s"}
+
+	for _, tt := range []struct {
+		cfg  config.Redis
+		want redis.Options
+	}{{byURL, url}, {bySentinel, sentinel}, {byCluster, cluster}} {
+		got := redisOptions(tt.cfg, logger)
+		if !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("redisOptions(%+v) = %+v, want %+v", tt.cfg, got, tt.want)
+		}
 	}
 }
 
