@@ -85,7 +85,7 @@ func (s *Store) reach(ctx context.Context, o rueidis.ClientOption, tried func())
 		}
 		if err == nil {
 			s.tracking = !o.DisableCache
-			s.client.Store(&client)
+			s.current.Store(&client)
 			close(s.reached)
 			return
 		}
@@ -148,7 +148,7 @@ func (s *Store) placeholder() error {
 	if client == nil {
 		return errors.New("rueidis makes no client")
 	}
-	s.client.Store(&client)
+	s.current.Store(&client)
 	return nil
 }
 

@@ -35,8 +35,8 @@ type Store struct {
 	timeout time.Duration
 	log     *slog.Logger
 
-	client   atomic.Pointer[rueidis.Client] // see redis
-	reached  chan struct{}                  // closed once client is one of the server
+	current  atomic.Pointer[rueidis.Client] // see redis
+	reached  chan struct{}                  // closed once current is a client of the server
 	tracking bool                           // the connections are told of changes; set before reached is closed
 	trouble  atomic.Pointer[error]          // why the server has not been reached
 	stop     context.CancelFunc
@@ -91,7 +91,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 
 // redis returns the client. Until the server is reached for the first time it is one
 // whose calls fail with the reason why.
-func (s *Store) redis() rueidis.Client { return *s.client.Load() }
+func (s *Store) redis() rueidis.Client { return *s.current.Load() }
 
 // Ping implements store.Store. It reads, for a server that is loading its data, a
 // replica cut off from its primary and a user without rights answer a PING as well. The
