@@ -134,16 +134,16 @@ func (c *cache) find(t ticket, now instant) (found *cached, fresh bool) {
 	return found, true
 }
 
-// confirmed returns up to when the store is known to have had the session as it is cached.
-func (c *cache) confirmed(e *cached) instant {
-	now := c.epoch.Load()
-	switch age := now - e.epoch; {
+// confirmed returns up to when the store is known to have had what was read at an instant
+// of an epoch, if nothing was told of a change since then.
+func (c *cache) confirmed(read instant, epoch uint64) instant {
+	switch age := c.epoch.Load() - epoch; {
 	case age == 0:
-		return max(e.read, c.current.Load())
+		return max(read, c.current.Load())
 	case age < uint64(len(c.lastCurrent)):
-		return max(e.read, c.lastCurrent[e.epoch%uint64(len(c.lastCurrent))].Load())
+		return max(read, c.lastCurrent[epoch%uint64(len(c.lastCurrent))].Load())
 	default:
-		return e.read
+		return read
 	}
 }
 
@@ -342,4 +342,3 @@ func (m *Manager) CacheStats() CacheStats {
 		Bytes: m.cache.size(), Hearing: m.cache.fresh(instantOf(time.Now())),
 	}
 }
-

@@ -234,7 +234,7 @@ func (m *Manager) open(ctx context.Context, value string) (*Live, *cached, error
 // the outage grace. cause is why the store can't tell.
 func (m *Manager) unverified(known *cached, cause error) (*Live, error) {
 	now := instantOf(time.Now())
-	since := time.Duration(now - m.cache.confirmed(known))
+	since := time.Duration(now - m.cache.confirmed(known.read, known.epoch))
 	if since > m.OutageGrace || now >= known.ends.Load() || !m.Now().Before(known.live.Deadline) {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", cause)
 	}

@@ -21,13 +21,14 @@ type streams struct {
 
 // A watched is a session with at least one open stream.
 type watched struct {
-	live      *Live
-	ended     map[int]func(error)
-	next      int
-	timer     *time.Timer
-	confirmed instant // when the record was known to be there last
-	checking  bool
-	again     bool // something changed while a check was under way
+	live     *Live
+	ended    map[int]func(error)
+	next     int
+	timer    *time.Timer
+	read     instant // when a look at the record that found it began
+	epoch    uint64  // of the near cache, then
+	checking bool
+	again    bool // something changed while a check was under way
 }
 
 // Watch calls ended once the session can't be used any more, with the error that Load would
@@ -44,7 +45,10 @@ func (l *Live) Watch(ended func(error)) (release func()) {
 	}
 	w := s.open[l.handle]
 	if w == nil {
-		w = &watched{live: l, ended: make(map[int]func(error)), confirmed: instantOf(time.Now().Add(-l.Unverified))}
+		w = &watched{
+			live: l, ended: make(map[int]func(error)),
+			read: instantOf(time.Now().Add(-l.Unverified)), epoch: m.cache.epoch.Load(),
+		}
 		s.open[l.handle] = w
 		// What has changed since the session was loaded was told to nobody.
 		w.timer = time.AfterFunc(0, func() { m.check(l.handle) })
@@ -73,12 +77,12 @@ func (s *streams) changed(m *Manager, handle string) {
 	}
 }
 
-// handles returns the sessions with open streams that were not confirmed since then.
-func (s *streams) handles(since instant) (list []string) {
+// handles returns the sessions with open streams that are not confirmed since then.
+func (s *streams) handles(c *cache, since instant) (list []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for handle, w := range s.open {
-		if w.confirmed < since {
+		if c.confirmed(w.read, w.epoch) < since {
 			list = append(list, handle)
 		}
 	}
@@ -104,7 +108,7 @@ func (m *Manager) check(handle string) {
 
 	ctx, cancel := context.WithTimeout(context.Background(), flightLimit)
 	defer cancel()
-	began := instantOf(time.Now())
+	began, epoch := instantOf(time.Now()), m.cache.epoch.Load()
 	rec, err := m.Store.Get(ctx, handle)
 
 	s.mu.Lock()
@@ -119,10 +123,11 @@ func (m *Manager) check(handle string) {
 	case errors.Is(err, store.ErrNotFound), !m.Now().Before(w.live.Deadline):
 		over = ErrInvalid
 	case err == nil:
-		w.confirmed = began
+		w.read, w.epoch = began, epoch
 		wait = min(rec.TTL, w.live.Deadline.Sub(m.Now())) + storeResolution
 	default:
-		if since := time.Duration(instantOf(time.Now()) - w.confirmed); since > m.Lease+m.OutageGrace {
+		since := time.Duration(instantOf(time.Now()) - m.cache.confirmed(w.read, w.epoch))
+		if since > max(m.Lease, streamLease, m.OutageGrace) {
 			over = coatcheck.E(coatcheck.CodeUnknown, "session.watch", err)
 		}
 		wait = checkAgain
@@ -146,12 +151,3 @@ func (m *Manager) check(handle string) {
 
 // checkAgain is how long after a look at the store that told nothing the next one comes.
 const checkAgain = 250 * time.Millisecond
-
-// confirm notes that the feed vouches for all sessions up to then.
-func (s *streams) confirm(until instant) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, w := range s.open {
-		w.confirmed = max(w.confirmed, until)
-	}
-}

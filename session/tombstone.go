@@ -53,7 +53,7 @@ func (m *Manager) bury(ctx context.Context, e Entry, reason coatcheck.Reason) er
 
 // Ended tells why the session of a request's dead cookie ended, and false where nobody
 // knows (any more), or the request does not hold its ticket. It reads the store up to
-// twice for each session cookie, so it is for requests whose answer tells the reason to
+// three times for each session cookie, so it is for requests whose answer tells the reason to
 // somebody.
 func (m *Manager) Ended(ctx context.Context, h http.Header) (coatcheck.Reason, bool) {
 	var buf [maxCandidates]string
@@ -100,7 +100,8 @@ func (m *Manager) readEnding(ctx context.Context, t ticket) (coatcheck.Reason, b
 		if err != nil || subtle.ConstantTimeCompare(e.verifier, m.verifier(t)) != 1 {
 			return "", false
 		}
-		return e.reason(), true
+		_, err = m.Store.Get(ctx, t.handle)
+		return e.reason(), errors.Is(err, store.ErrNotFound)
 	}
 	return "", false
 }

@@ -155,17 +155,15 @@ func (m *Manager) watchStreams(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		now := instantOf(time.Now())
-		since := now - int64(lease)
+		since := instantOf(time.Now())
 		if e := m.cache.epoch.Load(); e != epoch {
-			epoch, since = e, now
-		} else if m.cache.fresh(now) {
-			m.streams.confirm(since)
+			epoch = e // a gap: all of them
+		} else if since -= int64(lease); m.cache.current.Load() >= since {
 			continue
 		}
 		var group errgroup.Group
 		group.SetLimit(8)
-		for _, handle := range m.streams.handles(since) {
+		for _, handle := range m.streams.handles(m.cache, since) {
 			group.Go(func() error { m.check(handle); return nil })
 		}
 		_ = group.Wait()
