@@ -37,6 +37,12 @@ func (n *notebook) Record(_ context.Context, e coatcheck.Event) error {
 	return n.fail
 }
 
+func (n *notebook) failing(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fail = err
+}
+
 // told returns what was recorded, as "type subject reason", and forgets it.
 func (n *notebook) told() (list []string) {
 	n.mu.Lock()
@@ -120,11 +126,17 @@ func TestListed(t *testing.T) {
 	}
 	// A-T5, and other people's names.
 	for _, q := range []Query{
-		{Issuer: "https://idp.example", Subject: "alice*"}, {Issuer: "https://idp.example", Subject: "a?ice"},
-		{Issuer: "https://idp.example", Subject: "[a-z]*"}, {Issuer: "https://other.example", Subject: "alice"},
-		{Issuer: "https://idp.exampl", Subject: "ealice"}, {Issuer: "https://idp.example", Subject: "sid-1"},
-		{Issuer: "https://idp.example", SID: "alice"}, {Ref: "x\r\nDEL y"}, {Subject: "'; DROP TABLE sessions;--"},
-		{Issuer: `{"$ne":null}`, Subject: `{"$ne":null}`}, {Ref: coatcheck.Ref(strings.Repeat("a", 10<<10))},
+		{Issuer: "https://idp.example", Subject: "alice*"},
+		{Issuer: "https://idp.example", Subject: "a?ice"},
+		{Issuer: "https://idp.example", Subject: "[a-z]*"},
+		{Issuer: "https://other.example", Subject: "alice"},
+		{Issuer: "https://idp.exampl", Subject: "ealice"},
+		{Issuer: "https://idp.example", Subject: "sid-1"},
+		{Issuer: "https://idp.example", SID: "alice"},
+		{Ref: "x\r\nDEL y"},
+		{Subject: "'; DROP TABLE sessions;--"},
+		{Issuer: `{"$ne":null}`, Subject: `{"$ne":null}`},
+		{Ref: coatcheck.Ref(strings.Repeat("a", 10<<10))},
 	} {
 		for e, err := range r.Find(t.Context(), q) {
 			if err == nil {
@@ -441,11 +453,11 @@ func TestReapRecordsFirst(t *testing.T) {
 		var events notebook
 		r := newRig(t, func(o *Options) { o.Events = &events })
 		r.signIn("alice")
-		events.fail = errDown
+		events.failing(errDown)
 		r.run(t)
 		time.Sleep(idle + listedLonger + 3*time.Second)
 		events.want(t, "session.started alice")
-		events.fail = nil
+		events.failing(nil)
 		time.Sleep(store.ClaimLife + 3*time.Second)
 		events.want(t, "session.ended alice idle")
 		time.Sleep(5 * store.ClaimLife)
