@@ -14,7 +14,7 @@ import (
 // Begin keeps a new session for s and puts its ticket into the response header h. The
 // ticket is always new; a session that the request (header in) still carries ends, so
 // that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created,
-// s.Deadline and s.Tenant are set here.
+// s.Deadline, s.Tenant and s.Origin.Node are set here.
 //
 // The limits hold when Begin returns: the sessions that had to give way can't be used any
 // more. A session of the same person that the request carries gives its place to the new
@@ -28,6 +28,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 	s.Tenant = m.Tenant
 	s.Created = m.Now()
 	s.Deadline = s.Created.Add(m.Absolute)
+	s.Origin.Node = m.Node
 	s.Origin.UserAgent = legibleUserAgent(s.Origin.UserAgent)
 	plain, err := encode(s)
 	if err != nil {

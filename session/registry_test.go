@@ -77,10 +77,10 @@ func (r *rig) wantEnded(want coatcheck.Reason, value string) {
 
 // What is listed of a session.
 func TestListed(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, func(o *Options) { o.Node = "node-1" })
 	s := user("alice")
 	s.ProviderSID = "sid-1"
-	s.Origin = coatcheck.Origin{App: "shop.example", IP: "192.0.2.1", UserAgent: strings.Repeat("é", 300) + "\xff", Node: "node-1"}
+	s.Origin = coatcheck.Origin{App: "shop.example", IP: "192.0.2.1", UserAgent: strings.Repeat("é", 300) + "\xff"}
 	h := http.Header{}
 	live, err := r.Begin(t.Context(), h, http.Header{}, s)
 	if err != nil {

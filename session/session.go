@@ -58,6 +58,7 @@ type Options struct {
 	Ring     *seal.Ring
 	Jar      *cookie.Jar
 	Tenant   string
+	Node     string // this node's name, for the list
 	// Idle ends a session that is not used for so long, Absolute ends every one.
 	// Idle is at most Absolute.
 	Idle, Absolute time.Duration
