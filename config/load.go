@@ -29,7 +29,7 @@ func Load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	v.host()
+	v.host(os.Hostname)
 	v.secrets()
 	v.certificates()
 	return v.result()
@@ -66,12 +66,12 @@ func (v *validator) result() (*Config, error) {
 	return v.cfg, nil
 }
 
-// host fills in what the file leaves to the machine.
-func (v *validator) host() {
+// host fills in what the file leaves to the machine, which hostname asks for its name.
+func (v *validator) host(hostname func() (string, error)) {
 	if v.given("node") {
 		return
 	}
-	name, err := os.Hostname()
+	name, err := hostname()
 	if err != nil || !nodeName.MatchString(name) {
 		v.refuse("node", "is required here, because this machine's name can't be used: it %s", wrongNodeName)
 		return

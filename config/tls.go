@@ -21,7 +21,7 @@ func (v *validator) certificates() {
 	case DriverPostgres:
 		const path = "store.postgres.url"
 		u, _, ok := parsePostgres(s.Postgres.URL)
-		if !ok || v.refused(path) {
+		if !ok {
 			return
 		}
 		query := u.Query()
@@ -38,11 +38,8 @@ func (v *validator) authorities(path, file string) {
 	}
 }
 
-// keyPair reads a certificate and its key, if both are named.
+// keyPair reads a certificate and its key, if they are named.
 func (v *validator) keyPair(certPath, certFile, keyPath, keyFile string) {
-	if certFile == "" || keyFile == "" {
-		return
-	}
 	cert, certOK := v.pem(certPath, certFile)
 	key, keyOK := v.pem(keyPath, keyFile)
 	if !certOK || !keyOK {

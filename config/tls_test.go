@@ -125,6 +125,7 @@ func TestCertificates(t *testing.T) {
 			"postgres, another key", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslcert=DIR/cert.pem&sslkey=DIR/other-key.pem"}}`,
 			[]string{"store.postgres.url: DIR/cert.pem with the key DIR/other-key.pem: private key does not match public key"},
 		},
+		{"postgres, no URL", `{driver: postgres, postgres: {url: here}}`, []string{"store.postgres.url: must be a postgres URL, as in " + postgresExample}},
 		{"postgres, good", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslrootcert=DIR/cert.pem&sslcert=DIR/cert.pem&sslkey=DIR/key.pem"}}`, nil},
 		{"postgres, the system's", `{driver: postgres, postgres: {url: "postgres://a@127.0.0.1/b?sslrootcert=system"}}`, nil},
 	} {
@@ -237,5 +238,19 @@ func TestNode(t *testing.T) {
 	cfg, err = Load(write(t, dir, "named.yaml", "node: a\n"+string(text), 0o644))
 	if err != nil || cfg.Node != "a" {
 		t.Errorf("Load = %v, %v; want the node a", cfg, err)
+	}
+}
+
+// TestNodeOfOddHost: a machine's name that can't be a node's is said, and not used.
+func TestNodeOfOddHost(t *testing.T) {
+	for name, failure := range map[string]error{"": os.ErrPermission, "two words": nil} {
+		v, err := parse("coatcheck.yaml", []byte("public_url: https://app.example.com"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.host(func() (string, error) { return name, failure })
+		if !v.refused("node") || v.cfg.Node != "" {
+			t.Errorf("%q, %v: Node = %q, problems %v", name, failure, v.cfg.Node, v.problems)
+		}
 	}
 }
