@@ -42,6 +42,8 @@ func TestMask(t *testing.T) {
 		{"key ring in place", "keys: s3\nlisten: c", "keys: [hidden]\nlisten: c"},
 		{"keys elsewhere", "token:\n  file: s3\nlisten: c", "token:\n[hidden]\nlisten: c"},
 		{"URL", "url: redis://user:s3@host:1/0 # b", "url: redis://[hidden]@host:1/0 # b"},
+		{"password in a query", "url: postgres://db/web?a=b&password=s3&c=d # e", "url: postgres://db/web?a=b&password=[hidden]"},
+		{"URL of several hosts", "url: postgres://a:s3@db-1,db-2:5432/web?sslmode=disable", "url: postgres://[hidden]@db-1,db-2:5432/web?sslmode=disable"},
 		{"URL without user", "url: redis://:s3@host", "url: redis://[hidden]@host"},
 		{"odd password in a URL", "url: redis://u:s3@s/3 s3@host", "url: redis://[hidden]@host"},
 		{"URL in a list", "{url: redis://host, emails: [a@b.c]}", "{url: redis://host, emails: [a@b.c]}"},
@@ -111,6 +113,8 @@ func FuzzParse(f *testing.F) {
 		"client_secret: {a: " + canary + "}",
 		"\"client_secret\":" + canary,
 		"url: redis://user:" + canary + "@127.0.0.1:6379/0",
+		"url: postgres://user:" + canary + "@127.0.0.1,127.0.0.2/db",
+		"url: postgres://user@127.0.0.1/db?password=" + canary,
 	}
 	f.Add("", "")
 	f.Add("public_url: https://app.example.com\nproviders:\n  - name: corp\n    ", "\n    issuer: x\nroutes:\n  - {path: /}\n")
