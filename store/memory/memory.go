@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"iter"
+	"strings"
 	"sync"
 	"time"
 
@@ -194,4 +196,27 @@ func admit(ctx context.Context, op string, refused error) error {
 		return fmt.Errorf("store/memory: %s: %w", op, refused)
 	}
 	return nil
+}
+
+// Keys implements store.Lister.
+func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		if err := admit(ctx, "keys", nil); err != nil {
+			yield("", err)
+			return
+		}
+		s.mu.Lock()
+		var keys []string
+		for key := range s.records {
+			if strings.HasPrefix(key, prefix) && s.live(key) != nil {
+				keys = append(keys, key)
+			}
+		}
+		s.mu.Unlock()
+		for _, key := range keys {
+			if !yield(key, nil) {
+				return
+			}
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package memory
 
 import (
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,8 +21,10 @@ func open(t testing.TB) *Store {
 }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, storetest.Harness{
-		Open: func(t testing.TB, nodes int) []store.Store { return storetest.Same(open(t), nodes) },
+	storetest.RunBackend(t, storetest.BackendHarness{
+		Open: func(t testing.TB, nodes int) []store.Backend {
+			return slices.Repeat([]store.Backend{open(t)}, nodes)
+		},
 	})
 }
 

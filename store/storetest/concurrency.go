@@ -16,13 +16,16 @@ import (
 const nodes, contenders = 3, 12
 
 // race runs do for each contender at once, each on one of the nodes.
-func race(stores []store.Store, do func(s store.Store, i int)) {
+func race[S any](nodes []S, do func(s S, i int)) { raceOf(contenders, nodes, do) }
+
+// raceOf is race with n contenders.
+func raceOf[S any](n int, nodes []S, do func(s S, i int)) {
 	var wg sync.WaitGroup
 	start := make(chan struct{})
-	for i := range contenders {
+	for i := range n {
 		wg.Go(func() {
 			<-start
-			do(stores[i%len(stores)], i)
+			do(nodes[i%len(nodes)], i)
 		})
 	}
 	close(start)

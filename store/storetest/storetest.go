@@ -1,8 +1,9 @@
-// Package storetest holds the conformance suite of store.Store. A driver's own test
-// opens real servers, hands them to Run, and has little else to say:
+// Package storetest holds the conformance suites of package store's interfaces. A
+// driver's own test opens real servers, hands them to RunBackend, and has little else to
+// say:
 //
 //	func TestConformance(t *testing.T) {
-//		storetest.Run(t, storetest.Harness{Open: open})
+//		storetest.RunBackend(t, storetest.BackendHarness{Open: open})
 //	}
 package storetest
 
@@ -43,15 +44,29 @@ func Same(s store.Store, nodes int) []store.Store {
 	return all
 }
 
-// A section is one part of the contract. It reports through testing.TB alone, so
-// that the suite's own test can watch it fail.
-type section struct {
+// A section is one part of a contract. It reports through testing.TB alone, so that the
+// suite's own test can watch it fail.
+type section[H any] struct {
 	name string
-	run  func(testing.TB, Harness)
+	run  func(testing.TB, H)
 }
 
-func sections() []section {
-	return []section{
+// runSections runs them on h, each as a test of its own.
+func runSections[H any](t *testing.T, h H, sections []section[H]) {
+	for _, s := range sections {
+		t.Run(s.name, func(t *testing.T) { s.run(t, h) })
+	}
+}
+
+// runOutages runs test on h for each outage, as a test of its own.
+func runOutages[H any](t *testing.T, name string, h H, outages []Outage, test func(testing.TB, H, Outage)) {
+	for _, o := range outages {
+		t.Run(name+"/"+o.Name, func(t *testing.T) { test(t, h, o) })
+	}
+}
+
+func sections() []section[Harness] {
+	return []section[Harness]{
 		{"Contract", testContract},
 		{"Revisions", testRevisions},
 		{"Expiry", testExpiry},
@@ -69,12 +84,8 @@ func sections() []section {
 
 // Run runs the whole suite.
 func Run(t *testing.T, h Harness) {
-	for _, s := range sections() {
-		t.Run(s.name, func(t *testing.T) { s.run(t, h) })
-	}
-	for _, o := range h.Outages {
-		t.Run("Outage/"+o.Name, func(t *testing.T) { testOutage(t, h, o) })
-	}
+	runSections(t, h, sections())
+	runOutages(t, "Outage", h, h.Outages, testOutage)
 }
 
 // patience bounds every wait of the suite. It says that something never happened,
@@ -92,9 +103,41 @@ func open(t testing.TB, h Harness) (store.Store, context.Context) {
 
 func openNodes(t testing.TB, h Harness, nodes int) ([]store.Store, context.Context) {
 	t.Helper()
+	return h.Open(t, nodes), patiently(t)
+}
+
+// patiently returns a context that ends when the test has lost its patience.
+func patiently(t testing.TB) context.Context {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	return h.Open(t, nodes), ctx
+	return ctx
+}
+
+// eventually waits until done says so.
+func eventually(t testing.TB, ctx context.Context, what string, done func() bool) {
+	t.Helper()
+	for !done() {
+		if ctx.Err() != nil {
+			t.Fatalf("it never came that %s", what)
+		}
+		time.Sleep(grain)
+	}
+}
+
+// returns waits until do has returned by itself.
+func returns(t testing.TB, what string, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		do()
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatalf("%s did not return", what)
+	}
 }
 
 // A step names one call, so that a failure reads as what was done and what came.
@@ -121,13 +164,18 @@ func wantUnknown(t testing.TB, step string, err error) {
 	}
 }
 
+// sentinel says whether err states an outcome.
 func sentinel(err error) bool {
-	for _, s := range []error{store.ErrNotFound, store.ErrExists, store.ErrConflict, store.ErrTooLarge} {
+	for _, s := range []error{
+		store.ErrNotFound, store.ErrExists, store.ErrConflict, store.ErrTooLarge,
+		store.ErrEnding, store.ErrBadEntry, store.ErrHeld, store.ErrLost, store.ErrNoFeed,
+	} {
 		if errors.Is(err, s) {
 			return true
 		}
 	}
-	return false
+	var limit *store.LimitError
+	return errors.As(err, &limit)
 }
 
 // wantRecord reads key and checks value and lifetime.

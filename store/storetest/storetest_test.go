@@ -40,14 +40,19 @@ func (r *recorder) Fatalf(format string, a ...any) {
 	runtime.Goexit()
 }
 
-// failures runs the suite on h and returns the sections that failed.
-func failures(t *testing.T, h Harness) map[string][]string {
-	run := sections()
-	for _, o := range h.Outages {
-		run = append(run, section{"Outage", func(t testing.TB, h Harness) { testOutage(t, h, o) }})
+// outageSections makes sections of outages.
+func outageSections[H any](outages []Outage, test func(testing.TB, H, Outage)) []section[H] {
+	var all []section[H]
+	for _, o := range outages {
+		all = append(all, section[H]{"Outage", func(t testing.TB, h H) { test(t, h, o) }})
 	}
+	return all
+}
+
+// failures runs sections on h and returns those that failed, with what they said.
+func failures[H any](t testing.TB, h H, sections []section[H]) map[string][]string {
 	failed := map[string][]string{}
-	for _, s := range run {
+	for _, s := range sections {
 		r := &recorder{TB: t}
 		done := make(chan struct{})
 		go func() {
@@ -101,7 +106,7 @@ func TestSuiteRejectsBrokenStores(t *testing.T) {
 				s := memory.New()
 				t.Cleanup(func() { _ = s.Close() })
 				return Same(tc.broken(s), nodes)
-			}})
+			}}, sections())
 			if failed[tc.section] == nil {
 				t.Errorf("section %s passed; failed were %v", tc.section, failed)
 			}
@@ -166,7 +171,7 @@ func TestOutageSection(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			s := tc.away
 			s.gone = new(atomic.Bool)
-			failed := failures(t, Harness{
+			h := Harness{
 				Open: func(_ testing.TB, nodes int) []store.Store {
 					s.sound = memory.New()
 					t.Cleanup(func() { _ = s.sound.Close() })
@@ -181,7 +186,8 @@ func TestOutageSection(t *testing.T) {
 						s.gone.Store(false)
 					}
 				}}},
-			})
+			}
+			failed := failures(t, h, append(sections(), outageSections(h.Outages, testOutage)...))
 			if notes := failed["Outage"]; (notes == nil) != tc.ok || len(failed) > 1 {
 				t.Errorf("accepted = %t, want %t: %v", notes == nil, tc.ok, failed)
 			}
