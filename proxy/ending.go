@@ -37,7 +37,7 @@ var endings = map[coatcheck.Reason]explanation{
 	coatcheck.ReasonEvicted: {
 		"You were signed out",
 		"You were signed out here because you signed in on another device, and this account may be signed in on a limited number of devices.",
-		"Sign in again to go on here: a session on another device may end then. If that was not you, change your password.",
+		"Sign in again to go on here; another device may be signed out then. If it was not you who signed in there, change your password.",
 	},
 	coatcheck.ReasonRevoked: {
 		"You were signed out",
@@ -80,11 +80,11 @@ type endedError struct{ reason coatcheck.Reason }
 
 func (e *endedError) Error() string { return "the session has ended: " + string(e.reason) }
 
-// ended returns the error for a request without a session, err, with the reason why its
-// session has ended, where the request's cookie is of one of which that is known.
+// ended returns err, the CodeSignInRequired of a request, with the reason why its session has
+// ended, where the request's cookie is of one of which that is known.
 func (p *Proxy) ended(x *exchange, err error) error {
-	if !x.dead {
-		return err
+	if x.live != nil {
+		return err // one that is not enough for the route
 	}
 	reason, ok := p.Sessions.Ended(x.r.Context(), x.r.Header)
 	if _, known := endings[reason]; !ok || !known {

@@ -137,6 +137,14 @@ func TestEndedIsReadToTell(t *testing.T) {
 	r := newRig(t)
 	dead := r.end(t, coatcheck.ReasonEvicted)
 	_, alive := r.signedIn(t, "alice")
+	h := http.Header{}
+	if _, err := r.Sessions.Begin(t.Context(), h, http.Header{}, &coatcheck.Session{
+		Provider: "test", State: coatcheck.Returning, Identity: coatcheck.Identity{Issuer: r.issuer, Subject: "bob"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pair, _, _ := strings.Cut(h.Get("Set-Cookie"), ";")
+	returning := http.Header{"Cookie": {pair}}
 	for _, tt := range []struct {
 		name, target string
 		cookie       http.Header
@@ -148,6 +156,7 @@ func TestEndedIsReadToTell(t *testing.T) {
 		{"signed in", "/x", alive, r.Allow, 1},
 		{"signed in, refused", "/x", alive, policy.NewRule([]string{"bob@example.com"}, nil, nil), 1},
 		{"nobody", "/x", nil, r.Allow, 0},
+		{"a session that is not enough", "/x", returning, r.Allow, 1},
 		{"told", "/x", dead, r.Allow, 2},
 	} {
 		r.Proxy.Allow = tt.allow

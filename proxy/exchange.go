@@ -27,7 +27,6 @@ type exchange struct {
 	req    route.Request // zero until the request was parsed
 	route  string        // name of the route or endpoint; "" until one was found
 	live   *session.Live // nil while nobody is known to be signed in
-	dead   bool          // the request has a session cookie that opens no live session
 	// unverified is for how many seconds nobody could ask whether live still lives.
 	unverified int
 	returnTo   string         // where a sign-in that is being completed leads; "" for other requests

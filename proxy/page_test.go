@@ -16,6 +16,7 @@ import (
 	"github.com/coatcheck/coatcheck/cookie"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/oidc"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 )
 
@@ -23,10 +24,12 @@ import (
 // each can be read by everybody, on every screen, and its style passes its own
 // Content-Security-Policy.
 func TestErrorPagesInABrowser(t *testing.T) {
+	jar := cookie.New("coatcheck", "", false)
 	p := New(Options{
 		PublicURL: &url.URL{Scheme: "https", Host: "app.example.com"},
 		Prefix:    "/oauth2",
-		SignIn:    oidc.New(oidc.Config{Jar: cookie.New("coatcheck", "", false)}),
+		Sessions:  session.New(session.Options{Jar: jar}),
+		SignIn:    oidc.New(oidc.Config{Jar: jar}),
 		Logger:    slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -158,7 +158,6 @@ func (p *Proxy) loadSession(x *exchange) error {
 	switch {
 	case errors.Is(err, session.ErrInvalid):
 		p.Metrics.SessionLoad(metrics.LoadInvalid)
-		x.dead = true
 		if x.navigation() {
 			p.Sessions.Clear(x.w.Header())
 		}

@@ -314,30 +314,35 @@ func TestSessionWatchedFirst(t *testing.T) {
 
 // A client that neither answers nor reads is cut off soon after its session has ended.
 func TestSessionEndsDeafClient(t *testing.T) {
-	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		event := []byte("data: " + strings.Repeat("x", 64<<10) + "\n\n")
-		for {
-			if _, err := w.Write(event); err != nil {
-				return
-			}
-		}
-	}))
-	t.Cleanup(endless.Close)
-	for name, tt := range map[string]struct{ app, request string }{
-		"WebSocket":    {echo(t), wsHandshake(wsVersion, wsNonce)},
-		"event stream": {endless.URL, "GET /events HTTP/1.1\r\nHost: app.example.com\r\n\r\n"},
+	event := "data: " + strings.Repeat("x", 64<<10) + "\n\n"
+	frame := "\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00" + strings.Repeat("x", 64<<10)
+	for name, tt := range map[string]struct{ request, answer, more string }{
+		"WebSocket that is silent": {wsHandshake(wsVersion, wsNonce), switching, ""},
+		"WebSocket":                {wsHandshake(wsVersion, wsNonce), switching, frame},
+		"event stream":             {"GET /events HTTP/1.1\r\nHost: app.example.com\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", event},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			stuck := make(chan struct{})
+			rec := testenv.Record(t, func(conn net.Conn, _ string) bool {
+				_, _ = io.WriteString(conn, tt.answer)
+				if tt.more == "" {
+					close(stuck)
+					_, _ = io.Copy(io.Discard, conn)
+					return false
+				}
+				fill(conn, tt.more, stuck)
+				return false
+			})
 			s := newWatched()
-			r := newRig(t, tt.app, nil, s.call)
+			r := newRig(t, rec.URL, nil, s.call)
 			conn, err := net.Dial("tcp", r.addr)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
 			_, _ = io.WriteString(conn, tt.request)
+			<-stuck
 			(<-s.ended)(errOver)
 			s.waitReleased(t, r, 1)
 		})

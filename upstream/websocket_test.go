@@ -499,26 +499,32 @@ func TestDrainDeafClient(t *testing.T) {
 	}
 }
 
+// fill sends message again and again until the connection ends, and closes stuck when all
+// buffers between here and the client are full.
+func fill(conn net.Conn, message string, stuck chan struct{}) {
+	var once sync.Once
+	for {
+		_ = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		n, err := io.WriteString(conn, message)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		}
+		once.Do(func() { close(stuck) })
+		message = message[n:] + message[:n]
+	}
+}
+
 // A client that does not even read can't hold up the drain.
 func TestDrainStuckClient(t *testing.T) {
 	const size = 64 << 10
 	stuck := make(chan struct{})
 	rec := testenv.Record(t, func(conn net.Conn, _ string) bool {
 		_, _ = io.WriteString(conn, switching)
-		frame := "\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00" + strings.Repeat("a", size)
-		var once sync.Once
-		for {
-			_ = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
-			n, err := io.WriteString(conn, frame)
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				return false
-			}
-			once.Do(func() { close(stuck) }) // all buffers between here and the client are full
-			frame = frame[n:] + frame[:n]
-		}
+		fill(conn, "\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00"+strings.Repeat("a", size), stuck)
+		return false
 	})
 	r := newRig(t, rec.URL, nil, nil)
 	conn, err := net.Dial("tcp", r.addr)
