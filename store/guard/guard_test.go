@@ -26,7 +26,7 @@ type backend struct {
 	answer func(ctx context.Context) error
 
 	calls, atOnce, most atomic.Int64
-	rows                int // that Find has
+	rows                int // that Find and Keys have
 }
 
 func (b *backend) call(ctx context.Context) error {
@@ -70,15 +70,25 @@ func (b *backend) Remove(ctx context.Context, _ store.Entry) error { return b.ca
 func (b *backend) Reap(ctx context.Context, _ int) ([]store.Entry, error) { return nil, b.call(ctx) }
 
 func (b *backend) Find(ctx context.Context, _ store.Query) iter.Seq2[store.Entry, error] {
-	return func(yield func(store.Entry, error) bool) {
+	return walkRows(ctx, b, func(i int) store.Entry { return store.Entry{ID: fmt.Sprint(i)} })
+}
+
+func (b *backend) Keys(ctx context.Context, _ string) iter.Seq2[string, error] {
+	return walkRows(ctx, b, func(i int) string { return fmt.Sprint(i) })
+}
+
+// walkRows makes a call for each row, and one more to see that there are no more.
+func walkRows[T any](ctx context.Context, b *backend, row func(int) T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
 		for i := range b.rows + 1 {
 			err := b.call(ctx)
-			if i == b.rows && err == nil || !yield(store.Entry{ID: fmt.Sprint(i)}, err) || err != nil {
+			if i == b.rows && err == nil || !yield(row(i), err) || err != nil {
 				return
 			}
 		}
 	}
 }
+
 func (b *backend) Append(ctx context.Context, _ []byte) error { return b.call(ctx) }
 
 func (b *backend) Follow(ctx context.Context, _ func(), _ func([]byte)) error {
@@ -116,7 +126,7 @@ func slowly(d time.Duration, err error) func(context.Context) error {
 	}
 }
 
-// calls are all guarded calls but Ping, and whether they read.
+// calls are all guarded calls but Ping, those that read first, and whether they do.
 var calls = []struct {
 	name  string
 	reads bool
@@ -126,6 +136,13 @@ var calls = []struct {
 	{"Find", true, func(ctx context.Context, b *Backend) error {
 		var last error
 		for _, err := range b.Find(ctx, store.Query{}) {
+			last = err
+		}
+		return last
+	}},
+	{"Keys", true, func(ctx context.Context, b *Backend) error {
+		var last error
+		for _, err := range b.Keys(ctx, "") {
 			last = err
 		}
 		return last
@@ -428,7 +445,7 @@ func TestABackendThatPanics(t *testing.T) {
 		wreck(t, b, get)
 		time.Sleep(pause)
 		d.answer = func(context.Context) error { panic("a defect") }
-		for _, c := range calls[:2] { // Get and Find
+		for _, c := range calls[:3] { // Get and the walks
 			for range 2 * probes {
 				func() {
 					defer func() {

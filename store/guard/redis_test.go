@@ -23,6 +23,7 @@ type records struct {
 	store.Leaser
 	store.Watcher
 	store.Journal
+	store.Lister
 }
 
 // A-Z2: a Redis that is stopped where it stands. Nobody waits for longer than the bound,

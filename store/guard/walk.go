@@ -10,12 +10,27 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// Find implements store.Registry. A walk may be long and whoever reads it slow, so the
-// deadline is that of each step, and the slot is held only while the backend works: the
-// loop's body may call the store itself. The breaker counts the first step alone.
+// Find implements store.Registry.
 func (b *Backend) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
-	return func(yield func(store.Entry, error) bool) {
-		w := &walk{b: b, caller: ctx}
+	return walked(ctx, b, "find", func(ctx context.Context) iter.Seq2[store.Entry, error] {
+		return b.next.Find(ctx, q)
+	})
+}
+
+// Keys implements store.Lister.
+func (b *Backend) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return walked(ctx, b, "keys", func(ctx context.Context) iter.Seq2[string, error] {
+		return b.next.Keys(ctx, prefix)
+	})
+}
+
+// walked guards a walk. It may be long and whoever reads it slow, so the deadline is that of
+// each step, and the slot is held only while the backend works: the loop's body may call the
+// store itself. The breaker counts the first step alone.
+func walked[T any](ctx context.Context, b *Backend, op string, from func(context.Context) iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var none T
+		w := &walk{b: b, caller: ctx, op: op}
 		guarded, cancel := context.WithCancel(ctx)
 		defer cancel()
 		w.timer = time.AfterFunc(b.timeout, func() {
@@ -25,21 +40,21 @@ func (b *Backend) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry
 		defer w.timer.Stop()
 
 		if err := w.start(guarded); err != nil {
-			yield(store.Entry{}, err)
+			yield(none, err)
 			return
 		}
 		defer func() { w.pause(unheard, nil) }() // should the backend panic
-		for e, err := range b.next.Find(guarded, q) {
+		for item, err := range from(guarded) {
 			w.pause(judge(ctx, err), err)
 			if err != nil {
-				yield(e, w.named(err))
+				yield(item, w.named(err))
 				return
 			}
-			if !yield(e, nil) {
+			if !yield(item, nil) {
 				return
 			}
 			if err := w.resume(guarded); err != nil {
-				yield(store.Entry{}, err)
+				yield(none, err)
 				return
 			}
 		}
@@ -47,10 +62,11 @@ func (b *Backend) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry
 	}
 }
 
-// A walk is a Find under way. All but late is its reader's alone.
+// A walk is a Find or Keys under way. All but late is its reader's alone.
 type walk struct {
 	b      *Backend
 	caller context.Context
+	op     string
 	timer  *time.Timer // ends the step
 	late   atomic.Bool // it did
 	pass   pass        // what pause gives back; without a breaker after the first step
@@ -61,7 +77,7 @@ type walk struct {
 func (w *walk) start(ctx context.Context) error {
 	p, err := w.b.enter(ctx, w.b.reads)
 	if err != nil {
-		return w.b.refused(w.caller, "find", err)
+		return w.b.refused(w.caller, w.op, err)
 	}
 	w.pass, w.held = p, true
 	return nil
@@ -71,7 +87,7 @@ func (w *walk) start(ctx context.Context) error {
 func (w *walk) resume(ctx context.Context) error {
 	w.timer.Reset(w.b.timeout)
 	if err := w.b.calls.take(ctx); err != nil {
-		return w.b.refused(w.caller, "find", err)
+		return w.b.refused(w.caller, w.op, err)
 	}
 	w.pass, w.held = pass{slots: w.b.calls}, true
 	return nil
@@ -91,7 +107,7 @@ func (w *walk) pause(v verdict, cause error) {
 // nothing when the step was late.
 func (w *walk) named(err error) error {
 	if w.late.Load() && w.caller.Err() == nil {
-		return fmt.Errorf("find: %w", context.DeadlineExceeded)
+		return fmt.Errorf("%s: %w", w.op, context.DeadlineExceeded)
 	}
 	return err
 }
