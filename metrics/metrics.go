@@ -4,9 +4,8 @@
 package metrics
 
 import (
-	"context"
-	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,18 +13,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/store"
 )
 
 // Metrics are the metrics of one node. Its methods are safe for concurrent use.
 type Metrics struct {
 	registry *prometheus.Registry
+	codes    [600]string // status codes as labels; the last one stands for all beyond
 
-	requests     *prometheus.CounterVec
-	duration     *prometheus.HistogramVec
-	sessionLoads *prometheus.CounterVec
-	signIns      *prometheus.CounterVec
-	storeOps     *prometheus.HistogramVec
+	requests   *prometheus.CounterVec
+	duration   *prometheus.HistogramVec
+	loads      map[SessionLoad]prometheus.Counter
+	unverified prometheus.Counter
+	signIns    *prometheus.CounterVec
+	events     *prometheus.CounterVec
+	ended      *prometheus.CounterVec
+	denied     *prometheus.CounterVec
+	storeOps   *prometheus.HistogramVec
 }
 
 // SessionLoad is what became of the session of a request.
@@ -54,19 +59,52 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 			Help:    "Time from the request's header to the end of its answer, upstream included. WebSockets are not counted.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2.5, 11),
 		}, []string{"route"}),
-		sessionLoads: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "coatcheck_session_loads_total",
-			Help: "Sessions looked up for a request, by result: none, valid, invalid, unknown.",
-		}, []string{"result"}),
+		loads: map[SessionLoad]prometheus.Counter{},
+		unverified: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coatcheck_session_unverified_total",
+			Help: "Sessions served in the outage grace: from the near cache, while the store could not be reached.",
+		}),
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "coatcheck_sign_ins_total",
 			Help: "Sign-ins that came back from the provider, by result: ok, or the code of the error.",
 		}, []string{"result"}),
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coatcheck_session_events_total",
+			Help: "Events that this node was the first to tell of, by type.",
+		}, []string{"type"}),
+		ended: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coatcheck_sessions_ended_total",
+			Help: "Sessions whose end this node was the first to tell of, by reason.",
+		}, []string{"reason"}),
+		denied: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coatcheck_session_limit_denials_total",
+			Help: "Sign-ins that this node refused because of a limit, by limit: per_user, per_app, total.",
+		}, []string{"limit"}),
 		storeOps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "coatcheck_store_operation_duration_seconds",
-			Help:    "Time of a call to the session store, by operation and result: ok, absent, conflict, error.",
+			Help:    "Time of a call to the store, by operation and result: ok, absent, conflict, limit, ending, held, error.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 3, 10),
 		}, []string{"op", "result"}),
+	}
+	for i := range m.codes {
+		m.codes[i] = strconv.Itoa(i)
+	}
+	loads := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "coatcheck_session_loads_total",
+		Help: "Sessions looked up for a request, by result: none, valid, invalid, unknown.",
+	}, []string{"result"})
+	// What may never happen is there from the start, or its first time would be no rise.
+	for _, result := range []SessionLoad{LoadNone, LoadValid, LoadInvalid, LoadUnknown} {
+		m.loads[result] = loads.WithLabelValues(string(result))
+	}
+	for _, t := range eventTypes() {
+		m.events.WithLabelValues(string(t))
+	}
+	for _, reason := range coatcheck.Reasons() {
+		m.ended.WithLabelValues(string(reason))
+	}
+	for _, limit := range limits() {
+		m.denied.WithLabelValues(string(limit))
 	}
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "coatcheck_build_info",
@@ -81,7 +119,8 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 		Name: "coatcheck_upstream_answers_broken_total",
 		Help: "Answers that an app broke off after their header; the client's connection was broken off too.",
 	}, func() float64 { return float64(broken()) })
-	m.registry.MustRegister(m.requests, m.duration, m.sessionLoads, m.signIns, m.storeOps, info, open, brokenOff,
+	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied,
+		m.storeOps, info, open, brokenOff,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -94,7 +133,7 @@ func (m *Metrics) Handler() http.Handler {
 
 // Request counts one answered request.
 func (m *Metrics) Request(route string, status int, took time.Duration) {
-	m.requests.WithLabelValues(route, strconv.Itoa(status)).Inc()
+	m.requests.WithLabelValues(route, m.codes[min(max(status, 0), len(m.codes)-1)]).Inc()
 	if status != http.StatusSwitchingProtocols {
 		m.duration.WithLabelValues(route).Observe(took.Seconds())
 	}
@@ -102,65 +141,97 @@ func (m *Metrics) Request(route string, status int, took time.Duration) {
 
 // SessionLoad counts one look-up.
 func (m *Metrics) SessionLoad(result SessionLoad) {
-	m.sessionLoads.WithLabelValues(string(result)).Inc()
+	m.loads[result].Inc()
 }
+
+// Unverified counts one session that was served in the outage grace.
+func (m *Metrics) Unverified() { m.unverified.Inc() }
 
 // SignIn counts one answer of a provider: "ok" or an error's code.
 func (m *Metrics) SignIn(result string) { m.signIns.WithLabelValues(result).Inc() }
 
-// Store returns s with every call timed.
-func (m *Metrics) Store(s store.Store) store.Store { return &timedStore{Store: s, m: m} }
-
-type timedStore struct {
-	store.Store
-	m *Metrics
-}
-
-func (t *timedStore) observe(op string, start time.Time, err error) {
-	result := "ok"
-	switch {
-	case err == nil:
-	case errors.Is(err, store.ErrNotFound):
-		result = "absent"
-	case errors.Is(err, store.ErrExists), errors.Is(err, store.ErrConflict):
-		result = "conflict"
-	default:
-		result = "error"
+// Events returns a function that counts those events that the node called by that name told
+// of first, so that the sum over all nodes counts each once. It is to be told each once.
+func (m *Metrics) Events(node string) func(coatcheck.Event) {
+	return func(e coatcheck.Event) {
+		if e.Node != node {
+			return
+		}
+		m.events.WithLabelValues(listed(e.Type, eventTypes()...)).Inc()
+		switch e.Type {
+		case coatcheck.EventEnded:
+			m.ended.WithLabelValues(listed(e.Reason, coatcheck.Reasons()...)).Inc()
+		case coatcheck.EventLimitDenied:
+			m.denied.WithLabelValues(listed(store.LimitKind(e.Limit), limits()...)).Inc()
+		}
 	}
-	t.m.storeOps.WithLabelValues(op, result).Observe(time.Since(start).Seconds())
 }
 
-func (t *timedStore) Get(ctx context.Context, key string) (store.Record, error) {
-	start := time.Now()
-	rec, err := t.Store.Get(ctx, key)
-	t.observe("get", start, err)
-	return rec, err
+func eventTypes() []coatcheck.EventType {
+	return []coatcheck.EventType{
+		coatcheck.EventStarted, coatcheck.EventRenewed, coatcheck.EventEnded, coatcheck.EventLimitDenied,
+	}
 }
 
-func (t *timedStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	start := time.Now()
-	err := t.Store.Create(ctx, key, value, ttl)
-	t.observe("create", start, err)
-	return err
+func limits() []store.LimitKind {
+	return []store.LimitKind{store.LimitUser, store.LimitApp, store.LimitTotal}
 }
 
-func (t *timedStore) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
-	start := time.Now()
-	err := t.Store.Replace(ctx, key, revision, value, ttl)
-	t.observe("replace", start, err)
-	return err
+// listed returns value as a label if it is in the list, and "other" if not: events come
+// through a journal, in which others may write.
+func listed[T ~string](value T, list ...T) string {
+	if slices.Contains(list, value) {
+		return string(value)
+	}
+	return "other"
 }
 
-func (t *timedStore) Touch(ctx context.Context, key string, ttl time.Duration) error {
-	start := time.Now()
-	err := t.Store.Touch(ctx, key, ttl)
-	t.observe("touch", start, err)
-	return err
+// CacheStats say how the near cache of sessions does; all but Bytes and Hearing only rise.
+type CacheStats struct {
+	Hits    uint64 // sessions served from it
+	Misses  uint64 // sessions that it did not hold
+	Stale   uint64 // sessions that it held, and that had to be read again
+	Bytes   int
+	Hearing bool // the store's feed is heard
 }
 
-func (t *timedStore) Delete(ctx context.Context, key string) error {
-	start := time.Now()
-	err := t.Store.Delete(ctx, key)
-	t.observe("delete", start, err)
-	return err
+// Cache adds the near cache, which stats tells of at any time. It is called once.
+func (m *Metrics) Cache(stats func() CacheStats) {
+	for result, count := range map[string]func(CacheStats) uint64{
+		"hit":   func(s CacheStats) uint64 { return s.Hits },
+		"miss":  func(s CacheStats) uint64 { return s.Misses },
+		"stale": func(s CacheStats) uint64 { return s.Stale },
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name:        "coatcheck_session_cache_requests_total",
+			Help:        "Sessions looked up in the near cache, by result: hit, miss, stale (held, and read again).",
+			ConstLabels: prometheus.Labels{"result": result},
+		}, func() float64 { return float64(count(stats())) }))
+	}
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "coatcheck_session_cache_bytes",
+			Help: "Size of the near cache of sessions.",
+		}, func() float64 { return float64(stats().Bytes) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "coatcheck_store_feed_up",
+			Help: "1 while the store's feed of changes is heard, so that the near cache may be served from; else 0.",
+		}, func() float64 {
+			if stats().Hearing {
+				return 1
+			}
+			return 0
+		}))
+}
+
+// Breaker adds the state of the breakers in front of the store, of calls that read and of
+// those that write: 0 closed, 1 half-open, 2 open. It is called once.
+func (m *Metrics) Breaker(reads, writes func() int) {
+	for calls, state := range map[string]func() int{"read": reads, "write": writes} {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "coatcheck_store_breaker_state",
+			Help:        "What becomes of calls to the store, by kind, read or write: 0 they pass, 1 a few are tried, 2 they are refused.",
+			ConstLabels: prometheus.Labels{"calls": calls},
+		}, func() float64 { return float64(state()) }))
+	}
 }
