@@ -8,4 +8,5 @@ type Backend interface {
 	Leaser
 	Watcher
 	Journal
+	Lister
 }

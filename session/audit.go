@@ -1,0 +1,128 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// A Finding is where the registry and the store differ.
+type Finding struct {
+	Ref coatcheck.Ref
+	// Entry is that of a session that is listed while its record is gone: it takes a place
+	// that nobody has. It is nil for a record that nobody lists: the session can be used,
+	// and nobody can find it.
+	Entry *Entry
+
+	record string
+}
+
+// An Audit is what a comparison of registry and store came to.
+type Audit struct {
+	Listed   int // live entries
+	Records  int // sessions in the store
+	Findings []Finding
+}
+
+// auditPause is how long what looks like a difference is left alone before it is looked at
+// again: longer than a session takes to begin or to end, and than an entry is listed beyond
+// its record's end.
+const auditPause = listedLonger + 2*time.Second
+
+// Audit compares the registry with the store, whose records it walks over. Sessions that
+// begin and end meanwhile are no findings.
+func (m *Manager) Audit(ctx context.Context, records store.Lister) (Audit, error) {
+	var a Audit
+	var suspects []Finding
+	for e, err := range m.Find(ctx, Query{}) {
+		if err != nil {
+			return a, err
+		}
+		if e.Ending != "" {
+			continue // somebody is at it
+		}
+		a.Listed++
+		if there, err := m.hasRecord(ctx, e.listed.Record); err != nil {
+			return a, err
+		} else if !there {
+			suspects = append(suspects, Finding{Ref: e.Ref, Entry: &e, record: e.listed.Record})
+		}
+	}
+	for key, err := range records.Keys(ctx, m.Jar.Session()+"-") {
+		if err != nil {
+			return a, fmt.Errorf("session: audit: %w", err)
+		}
+		a.Records++
+		f := Finding{Ref: coatcheck.MakeRef(key), record: key}
+		if e, err := m.listedAs(ctx, f.Ref); err != nil {
+			return a, err
+		} else if e == nil {
+			suspects = append(suspects, f)
+		}
+	}
+	if len(suspects) == 0 {
+		return a, nil
+	}
+	select {
+	case <-ctx.Done():
+		return a, ctx.Err()
+	case <-time.After(auditPause):
+	}
+	seen := make(map[string]bool)
+	for _, f := range suspects {
+		if seen[f.record] {
+			continue
+		}
+		seen[f.record] = true
+		there, err := m.hasRecord(ctx, f.record)
+		if err != nil {
+			return a, err
+		}
+		e, err := m.listedAs(ctx, f.Ref)
+		if err != nil {
+			return a, err
+		}
+		if live := e != nil && e.Ending == ""; f.Entry != nil && live && !there || f.Entry == nil && e == nil && there {
+			a.Findings = append(a.Findings, f)
+		}
+	}
+	return a, nil
+}
+
+// Repair takes a session whose record is gone off the list, and ends one that nobody lists.
+func (m *Manager) Repair(ctx context.Context, f Finding) error {
+	if f.Entry != nil {
+		return m.endListed(ctx, f.Entry.listed, coatcheck.ReasonLost)
+	}
+	if err := m.Store.Delete(ctx, f.record); err != nil {
+		return fmt.Errorf("session: repair: %w", err)
+	}
+	m.forget(f.record)
+	return nil
+}
+
+func (m *Manager) hasRecord(ctx context.Context, key string) (bool, error) {
+	_, err := m.Store.Get(ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("session: audit: %w", err)
+	}
+	return true, nil
+}
+
+// listedAs returns the entry of a session, or nil.
+func (m *Manager) listedAs(ctx context.Context, ref coatcheck.Ref) (*Entry, error) {
+	for e, err := range m.Find(ctx, Query{Ref: ref}) {
+		if err != nil {
+			return nil, fmt.Errorf("session: audit: %w", err)
+		}
+		return &e, nil
+	}
+	return nil, nil
+}
