@@ -104,11 +104,12 @@ func admit(c *conn, e store.Entry, now int64, ttl time.Duration, limits store.Li
 	if err != nil {
 		return err
 	}
-	if replaces != "" && replaces != e.ID { // an entry of the same ID is overwritten
+	if replaces != "" {
 		if _, err := mark(c, e.Tenant, e.User, replaces, "replaced", now); err != nil {
 			return err
 		}
-		// The new entry takes over its seat, if it had one.
+		// The new entry takes over its seat, if it had one. Where they are the same, put
+		// makes up for all of this.
 		if _, err := c.exec(`UPDATE entries SET seated = 0 WHERE tenant = ? AND user = ? AND id = ?`,
 			e.Tenant, e.User, replaces); err != nil {
 			return err
@@ -353,7 +354,7 @@ func (s *Store) Reap(ctx context.Context, limit int) ([]store.Entry, error) {
 	err := on(ctx, s.writer, "reap", func(c *conn) (err error) {
 		now := time.Now().UnixMicro()
 		claimed, err = c.entries(`
-			UPDATE entries SET ending = iif(ending = '', ?1, ending), due = ?2, seated = seated AND expires > ?3
+			UPDATE entries SET ending = iif(ending = '', ?1, ending), due = ?2
 			WHERE rowid IN (SELECT rowid FROM entries WHERE due <= ?3 ORDER BY due LIMIT ?4)
 			RETURNING `+columns, store.ReasonExpired, until(now, store.ClaimLife), now, int64(max(limit, 0)))
 		return err

@@ -130,15 +130,35 @@ func TestStatementsSearchByIndex(t *testing.T) {
 	if len(queries) < 25 {
 		t.Errorf("%d statements, so some were not prepared", len(queries))
 	}
+	// What a part of a statement asks for has an index of its own.
+	indexes := map[string]string{
+		`user = ?2`: "entries_user", `sid = ?2`: "entries_sid", `ending <> ''`: "entries_ending",
+		`due <= `: "entries_due", `seated = 1 AND expires <=`: "entries_seated",
+	}
+	asked := make(map[string]bool)
 	args := make([]driver.Value, 16) // more than any of them takes
 	for _, query := range queries {
+		var plan []string
 		for _, step := range s.query(t, "EXPLAIN QUERY PLAN "+query, args...) {
-			detail, _ := step[3].(string)
-			sorts := strings.Contains(detail, "TEMP B-TREE") && !strings.Contains(query, "AND user = ?")
-			if strings.HasPrefix(detail, "SCAN") && detail != "SCAN CONSTANT ROW" || sorts {
-				t.Errorf("%s\nneeds: %s", query, detail)
+			plan = append(plan, step[3].(string))
+		}
+		all := strings.Join(plan, "\n")
+		scans := strings.Contains(strings.ReplaceAll(all, "SCAN CONSTANT ROW", ""), "SCAN")
+		sorts := strings.Contains(all, "TEMP B-TREE") && !strings.Contains(query, "AND user = ?")
+		if scans || sorts {
+			t.Errorf("%s\nneeds:\n%s", query, all)
+		}
+		for part, index := range indexes {
+			if strings.Contains(query, part) {
+				asked[part] = true
+				if !strings.Contains(all, index+" ") {
+					t.Errorf("%s\ndoes not use %s:\n%s", query, index, all)
+				}
 			}
 		}
+	}
+	if len(asked) < len(indexes) {
+		t.Errorf("statements ask for no more than %v", asked)
 	}
 }
 
@@ -295,6 +315,9 @@ func TestNothingIsLeft(t *testing.T) {
 				t.Fatalf("round %d: before: %v", round, got)
 			}
 			time.Sleep(3*time.Hour + reapEvery)
+			if claimed, err := s.Reap(ctx, -1); len(claimed) > 0 || err != nil {
+				t.Errorf("Reap of less than nothing: %d entries, %v", len(claimed), err)
+			}
 			for {
 				claimed, err := s.Reap(ctx, 100)
 				if err != nil {

@@ -50,6 +50,9 @@ CREATE TABLE seats (
 	tenant TEXT PRIMARY KEY,
 	taken  INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TRIGGER seats_empty AFTER UPDATE OF taken ON seats WHEN new.taken = 0 BEGIN
+	DELETE FROM seats WHERE tenant = new.tenant;
+END;
 CREATE TRIGGER seats_inserted AFTER INSERT ON entries WHEN new.seated = 1 BEGIN
 	INSERT INTO seats (tenant, taken) VALUES (new.tenant, 1) ON CONFLICT (tenant) DO UPDATE SET taken = taken + 1;
 END;
@@ -58,11 +61,9 @@ CREATE TRIGGER seats_taken AFTER UPDATE OF seated ON entries WHEN new.seated > o
 END;
 CREATE TRIGGER seats_left AFTER UPDATE OF seated ON entries WHEN new.seated < old.seated BEGIN
 	UPDATE seats SET taken = taken - 1 WHERE tenant = old.tenant;
-	DELETE FROM seats WHERE tenant = old.tenant AND taken = 0;
 END;
 CREATE TRIGGER seats_deleted AFTER DELETE ON entries WHEN old.seated = 1 BEGIN
 	UPDATE seats SET taken = taken - 1 WHERE tenant = old.tenant;
-	DELETE FROM seats WHERE tenant = old.tenant AND taken = 0;
 END;
 
 CREATE TABLE leases (

@@ -50,8 +50,14 @@ func openAt(t testing.TB, file string) *Store {
 func openNew(t testing.TB) *Store { return openAt(t, filepath.Join(t.TempDir(), "coatcheck.db")) }
 
 func TestConformance(t *testing.T) {
-	storetest.Run(t, storetest.Harness{
-		Open: func(t testing.TB, nodes int) []store.Store { return storetest.Same(openNew(t), nodes) },
+	storetest.RunBackend(t, storetest.BackendHarness{
+		Open: func(t testing.TB, nodes int) []store.Backend {
+			s, all := openNew(t), make([]store.Backend, nodes)
+			for i := range all {
+				all[i] = s
+			}
+			return all
+		},
 	})
 }
 
