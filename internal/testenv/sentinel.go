@@ -81,19 +81,23 @@ func (s *Sentinel) Sentinels() []*Redis { return s.sentinels }
 // Primary returns the server that the sentinels name as the primary.
 func (s *Sentinel) Primary() *Redis {
 	s.t.Helper()
-	for _, sentinel := range s.sentinels {
-		at, err := sentinel.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster).AsStrSlice()
-		if err != nil {
-			continue
-		}
-		for _, server := range s.servers {
-			if server.Addr() == net.JoinHostPort(at[0], at[1]) {
-				return server
+	var primary *Redis
+	waitFor(s.t, "a sentinel names the primary", 20*time.Second, func() bool {
+		for _, sentinel := range s.sentinels {
+			at, err := sentinel.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster).AsStrSlice()
+			if err != nil {
+				continue
+			}
+			for _, server := range s.servers {
+				if server.Addr() == net.JoinHostPort(at[0], at[1]) {
+					primary = server
+					return true
+				}
 			}
 		}
-	}
-	s.t.Fatal("testenv: no sentinel names the primary")
-	return nil
+		return false
+	})
+	return primary
 }
 
 // WaitFailover waits until another server than old is the primary, and says so itself.

@@ -3,9 +3,8 @@ package redis
 import (
 	"errors"
 	"fmt"
-	"io"
-	"log"
-	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -103,19 +102,49 @@ func TestURLs(t *testing.T) {
 		if got != tc.want {
 			t.Errorf("%s: %s, want %s", tc.url, got, tc.want)
 		}
-		if _, openErr := Open(t.Context(), Options{URL: tc.url}); err != nil && (openErr == nil || !strings.HasPrefix(openErr.Error(), "store/redis: open: ")) {
-			t.Errorf("Open of %s: %v", tc.url, openErr)
+		if err == nil {
+			continue
+		}
+		if _, err := Open(t.Context(), Options{URL: tc.url}); err == nil || !strings.HasPrefix(err.Error(), "store/redis: open: ") {
+			t.Errorf("Open of %s: %v", tc.url, err)
 		}
 	}
 }
 
-func TestTLSVerifiesTheServer(t *testing.T) {
-	server := httptest.NewUnstartedServer(nil)
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.StartTLS() // with a certificate that nobody signed
-	defer server.Close()
-	s := open(t, Options{URL: "rediss://" + server.Listener.Addr().String()})
-	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("Ping of a server that proves nothing: %v", err)
+func TestWrongOptions(t *testing.T) {
+	const at = "127.0.0.1:1"
+	missing := filepath.Join(t.TempDir(), "missing.pem")
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	certs := testenv.NewCertificates(t)
+	sentinel := &Sentinel{Addresses: []string{at}, Master: "main"}
+	cluster := &Cluster{Addresses: []string{at}}
+	for want, opts := range map[string]Options{
+		"exactly one of url, sentinel and cluster ":  {Sentinel: sentinel, Cluster: cluster},
+		"exactly one of url, sentinel and cluster":   {URL: "redis://" + at, Sentinel: sentinel},
+		"exactly one of url, sentinel and cluster  ": {URL: "redis://" + at, Cluster: cluster},
+		"brace":                         {Cluster: cluster, KeyPrefix: "{tag}"},
+		"which master":                  {Sentinel: &Sentinel{Addresses: []string{at}}},
+		"no addresses":                  {Sentinel: &Sentinel{Master: "main"}},
+		"no addresses ":                 {Cluster: &Cluster{}},
+		"host:port":                     {Cluster: &Cluster{Addresses: []string{"127.0.0.1"}}},
+		"database":                      {Sentinel: &Sentinel{Addresses: []string{at}, Master: "main", Database: -1}},
+		"scheme is not rediss":          {URL: "redis://" + at, TLS: &TLS{}},
+		"authorities: open ":            {Cluster: cluster, TLS: &TLS{CAFile: missing}},
+		"holds no certificate":          {Cluster: cluster, TLS: &TLS{CAFile: empty}},
+		"only one is given":             {Cluster: cluster, TLS: &TLS{CertFile: certs.CertFile}},
+		"only one is given ":            {Cluster: cluster, TLS: &TLS{KeyFile: certs.KeyFile}},
+		"certificate: open ":            {Cluster: cluster, TLS: &TLS{CertFile: missing, KeyFile: certs.KeyFile}},
+		"certificate: tls: failed to f": {Cluster: cluster, TLS: &TLS{CertFile: empty, KeyFile: certs.KeyFile}},
+	} {
+		s, err := Open(t.Context(), opts)
+		if err == nil {
+			_ = s.Close()
+		}
+		if err == nil || !strings.HasPrefix(err.Error(), "store/redis: open: ") || !strings.Contains(err.Error(), strings.TrimSpace(want)) {
+			t.Errorf("Open: %v, want %s", err, want)
+		}
 	}
 }

@@ -31,18 +31,24 @@ func open(t testing.TB, opts Options) *Store {
 	return s
 }
 
+// opener opens the nodes of a harness, with a prefix of their own for each call.
+func opener[T any](opts Options) func(testing.TB, int) []T {
+	var opened atomic.Int64
+	return func(t testing.TB, nodes int) []T {
+		opts := opts
+		opts.KeyPrefix = fmt.Sprintf("test%d:", opened.Add(1))
+		stores := make([]T, nodes)
+		for i := range stores {
+			stores[i] = any(open(t, opts)).(T)
+		}
+		return stores
+	}
+}
+
 func TestConformance(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{Persist: true})
-	var opened atomic.Int64
 	storetest.Run(t, storetest.Harness{
-		Open: func(t testing.TB, nodes int) []store.Store {
-			prefix := fmt.Sprintf("test%d:", opened.Add(1))
-			stores := make([]store.Store, nodes)
-			for i := range stores {
-				stores[i] = open(t, Options{URL: server.URL(), KeyPrefix: prefix, Timeout: 300 * time.Millisecond})
-			}
-			return stores
-		},
+		Open: opener[store.Store](Options{URL: server.URL(), Timeout: 300 * time.Millisecond}),
 		Outages: []storetest.Outage{
 			{Name: "killed", Begin: func(testing.TB) func() { server.Kill(); return server.Restart }},
 			{Name: "restarted", Begin: func(testing.TB) func() { server.Stop(); return server.Restart }},
@@ -68,8 +74,51 @@ func TestServerDownAtOpen(t *testing.T) {
 		t.Errorf("Get without a server: %v", err)
 	}
 	server.Restart()
-	if err := s.Ping(t.Context()); err != nil {
-		t.Errorf("Ping after the server came: %v", err)
+	waitUp(t, s)
+}
+
+// waitUp waits until a Store answers.
+func waitUp(t testing.TB, s *Store) {
+	t.Helper()
+	eventually(t, "Ping succeeds", func() bool { return s.Ping(t.Context()) == nil })
+}
+
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// A Store that never reaches its server has nothing under way once it is closed.
+func TestCloseUnreached(t *testing.T) {
+	for _, opts := range unreachable(t) {
+		s, err := Open(t.Context(), opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("Ping: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if err := s.Watch(ctx, time.Second, store.Feed{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Watch: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func unreachable(t *testing.T) []Options {
+	nobody := []string{testenv.Loopback(testenv.FreePort(t))}
+	return []Options{
+		{URL: "redis://" + nobody[0]},
+		{Sentinel: &Sentinel{Addresses: nobody, Master: "main"}},
+		{Cluster: &Cluster{Addresses: nobody}},
 	}
 }
 
@@ -102,52 +151,6 @@ func TestErrorsNameNoData(t *testing.T) {
 	} {
 		if err == nil || !strings.HasPrefix(err.Error(), "store/redis: "+op+": unknown command") || strings.Contains(err.Error(), "the-") {
 			t.Errorf("%s: %v", op, err)
-		}
-	}
-}
-
-// What others wrote under our keys is neither a record nor the lack of one.
-func TestForeignValues(t *testing.T) {
-	server := testenv.StartRedis(t, testenv.RedisOptions{})
-	s := open(t, Options{URL: server.URL(), KeyPrefix: "p:"})
-	b := s.redis().B()
-	for _, cmd := range []struct {
-		key     string
-		foreign error
-	}{
-		{"short", s.redis().Do(t.Context(), b.Set().Key("p:short").Value("v").PxMilliseconds(1e9).Build()).Error()},
-		{"for ever", s.redis().Do(t.Context(), b.Set().Key("p:for ever").Value("long enough").Build()).Error()},
-		{"list", s.redis().Do(t.Context(), b.Rpush().Key("p:list").Element("v").Build()).Error()},
-	} {
-		if cmd.foreign != nil {
-			t.Fatal(cmd.foreign)
-		}
-		if _, err := s.Get(t.Context(), cmd.key); err == nil || errors.Is(err, store.ErrNotFound) {
-			t.Errorf("Get of a foreign value (%s): %v", cmd.key, err)
-		}
-	}
-}
-
-// Invariant 5: whatever is done, each key of ours carries its end.
-func TestEveryKeyExpires(t *testing.T) {
-	server := testenv.StartRedis(t, testenv.RedisOptions{})
-	s, ctx := open(t, Options{URL: server.URL(), KeyPrefix: "p:"}), t.Context()
-	for _, key := range []string{"created", "touched", "replaced"} {
-		if err := s.Create(ctx, key, []byte("v"), time.Hour); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r, err := s.Get(ctx, "replaced")
-	if err = errors.Join(err, s.Replace(ctx, "replaced", r.Revision, nil, time.Hour), s.Touch(ctx, "touched", 2*time.Hour), s.Ping(ctx)); err != nil {
-		t.Fatal(err)
-	}
-	keys, err := s.redis().Do(ctx, s.redis().B().Keys().Pattern("*").Build()).AsStrSlice()
-	if err != nil || len(keys) < 3 {
-		t.Fatal(keys, err)
-	}
-	for _, key := range keys {
-		if ttl, err := s.redis().Do(ctx, s.redis().B().Pttl().Key(key).Build()).AsInt64(); ttl == pttlForEver || err != nil {
-			t.Errorf("%q has no end; %v", key, err)
 		}
 	}
 }
@@ -231,6 +234,9 @@ func TestConnectionEndsUnderACall(t *testing.T) {
 
 	// The scripts are known to the server, and the connection stands, when it is cut.
 	if err := s.Replace(ctx, "absent", 1, nil, time.Hour); !errors.Is(err, store.ErrNotFound) {
+		t.Fatal(err)
+	}
+	if err := s.Create(ctx, "other", nil, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	cutNextAnswer := func() {

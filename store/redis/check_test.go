@@ -1,0 +1,146 @@
+package redis
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+
+	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// logged is what a Store wrote to its log.
+type logged struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// A server that ends idle connections before they are kept awake is not used, and the
+// error says what to do. Once that is done, no restart is needed.
+func TestIdleTimeout(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{"timeout 1"}})
+	var log logged
+	s := open(t, Options{URL: server.URL(), Timeout: time.Second, Logger: log.logger()})
+	const fix = "CONFIG SET timeout 0"
+	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), fix) {
+		t.Errorf("Ping: %v, want the fix", err)
+	}
+	if err := s.Create(t.Context(), "k", nil, time.Hour); err == nil || !strings.Contains(err.Error(), fix) {
+		t.Errorf("Create: %v, want the fix", err)
+	}
+	if !strings.Contains(log.String(), fix) {
+		t.Errorf("log: %s", log.String())
+	}
+	server.Must("CONFIG", "SET", "timeout", "0")
+	waitUp(t, s)
+}
+
+// A connection that is kept awake often enough outlives the server's timeout.
+func TestIdleConnection(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{"timeout 1"}})
+	s := open(t, Options{URL: server.URL(), Timeout: 900 * time.Millisecond})
+	if err := s.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := s.answering.Load()
+	time.Sleep(4 * time.Second) // the server looks for idle connections once a second or so
+	if err := s.Ping(t.Context()); err != nil || s.answering.Load() != before {
+		t.Errorf("Ping: %v, on connection %d, was %d", err, s.answering.Load(), before)
+	}
+}
+
+func TestForbidden(t *testing.T) {
+	const user = "user limited on >of-the-test ~* +@all "
+	for _, tc := range []struct {
+		name   string
+		config string
+		user   string
+		feed   bool
+		warns  []string
+	}{
+		{"nothing", "", "", true, nil},
+		{"CONFIG, renamed", `rename-command CONFIG ""`, "", true, []string{"CONFIG GET"}},
+		{"CONFIG, by ACL", user + "-config", "limited", true, []string{"CONFIG GET"}},
+		{"CLIENT, renamed", `rename-command CLIENT ""`, "", false, []string{"CLIENT TRACKING"}},
+		{"CLIENT TRACKING, by ACL", user + "-client|tracking", "limited", false, []string{"CLIENT TRACKING"}},
+		{"both", user + "-client|tracking -config", "limited", false, []string{"CLIENT TRACKING", "CONFIG GET"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			opts := testenv.RedisOptions{}
+			if tc.config != "" {
+				opts.Config = []string{tc.config}
+			}
+			server := testenv.StartRedis(t, opts)
+			var log logged
+			o := Options{URL: server.URL(), Username: tc.user, Logger: log.logger()}
+			if tc.user != "" {
+				o.Password = password
+			}
+			s := open(t, o)
+			if err := s.Create(t.Context(), "k", []byte("v"), time.Hour); err != nil {
+				t.Errorf("Create: %v", err)
+			}
+			if r, err := s.Get(t.Context(), "k"); err != nil || string(r.Value) != "v" {
+				t.Errorf("Get: %q, %v", r.Value, err)
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != len(tc.warns) {
+				t.Errorf("log has %d warnings, want %d: %s", n, len(tc.warns), log.String())
+			}
+			for _, w := range tc.warns {
+				if !strings.Contains(log.String(), w) {
+					t.Errorf("log has no warning of %s: %s", w, log.String())
+				}
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			err := s.Watch(ctx, 10*time.Millisecond, store.Feed{
+				Changed: func(string) {}, Reset: func() {}, Current: func(time.Time) { cancel() },
+			})
+			if want := map[bool]error{true: context.Canceled, false: store.ErrNoFeed}[tc.feed]; !errors.Is(err, want) {
+				t.Errorf("Watch: %v, want %v", err, want)
+			}
+		})
+	}
+}
+
+// Only a server that will never track is used without.
+func TestForbidsTracking(t *testing.T) {
+	for said, want := range map[string]bool{
+		"unknown command 'CLIENT', with args beginning with: 'TRACKING'": true,
+		"unknown subcommand 'TRACKING'. Try CLIENT HELP.":                true,
+		"Unknown subcommand or wrong number of arguments":                true,
+		"NOPERM this user has no permissions":                            true,
+		"BUSY Redis is busy running a script":                            false,
+		"LOADING Redis is loading the dataset in memory":                 false,
+	} {
+		err := fmt.Errorf("%s: %v\n%w", said, []string{"CLIENT", "TRACKING", "ON", "PREFIX", "unknown"}, rueidis.ErrNoCache)
+		if got := forbidsTracking(err); got != want {
+			t.Errorf("%s: %t", said, got)
+		}
+	}
+	if !forbidsTracking(rueidis.ErrNoCache) || forbidsTracking(errors.New("unknown host")) || forbidsTracking(nil) {
+		t.Error("errors of another kind")
+	}
+}
