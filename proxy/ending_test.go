@@ -243,7 +243,7 @@ func TestOrigin(t *testing.T) {
 }
 
 // TestUnverified: what is served while the store can't be asked says so to the app, to the
-// client, to a proxy that asks, and in the log.
+// client, to a proxy that asks, in the log and in the metrics.
 func TestUnverified(t *testing.T) {
 	r := newRig(t)
 	r.Sessions.OutageGrace = time.Minute
@@ -272,6 +272,11 @@ func TestUnverified(t *testing.T) {
 		if w := r.serveHTTP("GET", "/oauth2/auth", "", alice); w.Code != http.StatusAccepted || w.Header().Get("Coatcheck-Unverified") != want {
 			t.Errorf("%v: forward-auth: %d, %q, want %q", down, w.Code, w.Header().Get("Coatcheck-Unverified"), want)
 		}
+	}
+	w := httptest.NewRecorder()
+	r.Metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if !strings.Contains(w.Body.String(), "\ncoatcheck_session_unverified_total 2\n") {
+		t.Errorf("two requests were served unverified; the metrics:\n%s", w.Body)
 	}
 }
 

@@ -176,6 +176,7 @@ func (p *Proxy) loadSession(x *exchange) error {
 	p.Metrics.SessionLoad(metrics.LoadValid)
 	x.live = live
 	if live.Unverified > 0 {
+		p.Metrics.Unverified()
 		x.unverified = max(int(live.Unverified.Round(time.Second)/time.Second), 1)
 		x.w.Header().Set(upstream.HeaderUnverified, strconv.Itoa(x.unverified))
 	}
