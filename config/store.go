@@ -111,8 +111,9 @@ type Postgres struct {
 	// URL is postgres://USER@HOST:PORT,HOST:PORT/DATABASE?PARAMETER=VALUE. Required, and
 	// so are user, host and database in it. A password in it is refused. The
 	// parameters are sslmode, sslrootcert, sslcert, sslkey, sslnegotiation,
-	// target_session_attrs, application_name and search_path; paths among them are
-	// absolute.
+	// target_session_attrs, application_name and search_path, the schema; paths among
+	// them are absolute. Without sslmode it is verify-full, or prefer where all hosts
+	// are loopback ones; without search_path it is coatcheck.
 	URL string `yaml:"url"`
 	// PasswordFile is the path of a file with the password. At most one of
 	// PasswordFile and PasswordEnv is set.

@@ -198,7 +198,7 @@ func (v *validator) postgres(p *Postgres) {
 	v.between(path+".timeout", p.Timeout, 10*time.Millisecond, 30*time.Second)
 }
 
-const postgresExample = "postgres://coatcheck@db.internal:5432/coatcheck?sslmode=verify-full"
+const postgresExample = "postgres://coatcheck@db.internal:5432/coatcheck"
 
 func (v *validator) postgresURL(path, text string) {
 	u, hosts, ok := parsePostgres(text)
@@ -224,11 +224,14 @@ func (v *validator) postgresURL(path, text string) {
 	case u.Fragment != "" || strings.Contains(text, "#"):
 		v.refuse(path, "must not hold a fragment")
 	default:
-		v.postgresQuery(path, u.RawQuery)
+		v.postgresQuery(path, u.RawQuery, len(hosts))
 	}
 }
 
-func (v *validator) postgresQuery(path, text string) {
+// postgresSchema needs no quotes, and leaves room for what the driver puts behind it.
+var postgresSchema = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,29}$`)
+
+func (v *validator) postgresQuery(path, text string, hosts int) {
 	query, err := url.ParseQuery(text)
 	if err != nil {
 		v.refuse(path, "the part behind the question mark must be parameters, as in sslmode=verify-full")
@@ -247,6 +250,10 @@ func (v *validator) postgresQuery(path, text string) {
 			v.refuse(path, "the parameter %s must be one of %s", name, strings.Join(values, ", "))
 		case (name == "sslrootcert" && value != "system" || name == "sslcert" || name == "sslkey") && !filepath.IsAbs(value):
 			v.refuse(path, "the parameter %s must be the absolute path of a file", name)
+		case name == "search_path" && !postgresSchema.MatchString(value):
+			v.refuse(path, "the parameter search_path must be the name of one schema: up to 30 lower-case letters, digits and underscores")
+		case name == "target_session_attrs" && value == "any" && hosts > 1:
+			v.refuse(path, "the parameter target_session_attrs must be read-write or primary, which of several hosts finds the one that takes writes")
 		}
 	}
 	if query.Has("sslcert") != query.Has("sslkey") {

@@ -77,7 +77,7 @@ func (v *validator) warnPostgres(text string) {
 		return
 	}
 	switch query.Get("sslmode") {
-	case "verify-full":
+	case "", "verify-full":
 	case "require", "verify-ca":
 		v.note("store.postgres.url: whose server it is that answers on another machine is not verified: with sslmode=verify-full it is")
 	default:
