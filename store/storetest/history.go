@@ -158,16 +158,7 @@ func (h *SessionHistory) model() porcupine.Model {
 	if h.limits.PerUser == 0 {
 		// Nothing ties sessions to each other.
 		model.Partition = func(all []porcupine.Operation) [][]porcupine.Operation {
-			byID := map[string][]porcupine.Operation{}
-			for _, op := range all {
-				id := op.Input.(sessionCall).id
-				byID[id] = append(byID[id], op)
-			}
-			var parts [][]porcupine.Operation
-			for _, part := range byID {
-				parts = append(parts, part)
-			}
-			return parts
+			return partition(all, func(op porcupine.Operation) string { return op.Input.(sessionCall).id })
 		}
 	}
 	return model

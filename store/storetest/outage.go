@@ -55,6 +55,9 @@ func testOutage(t testing.TB, h Harness, o Outage) {
 		})
 	}
 
+	history := NewRecordHistory()
+	wg.Go(func() { clientsOfRecords(stores, busy, history, 300, 2, false) })
+
 	end := o.Begin(t)
 	wantDown(t, stores, ctx)
 	for failed.Load() == 0 && !t.Failed() {
@@ -69,6 +72,8 @@ func testOutage(t testing.TB, h Harness, o Outage) {
 	}
 	idle()
 	wg.Wait()
+	clientsOfRecords(stores, ctx, history, 20, 1, false)
+	history.Check(t)
 	for i := range contenders {
 		wantRecord(t, stores[i%nodes], ctx, key(i), []byte(key(i)), long)
 	}

@@ -181,8 +181,11 @@ func testBadNames(t testing.TB, h RegistryHarness) {
 		_, err := r.End(over, good, bad)
 		wantErr(t, "End with reason"+step, err, store.ErrBadEntry)
 		for _, q := range []store.Query{
-			{Tenant: bad}, {Tenant: bad, User: "alice"},
-			{Tenant: "acme", User: bad}, {Tenant: "acme", SID: bad}, {Tenant: "acme", ID: bad},
+			{Tenant: bad},
+			{Tenant: bad, User: "alice"},
+			{Tenant: "acme", User: bad},
+			{Tenant: "acme", SID: bad},
+			{Tenant: "acme", ID: bad},
 		} {
 			if bad == "" && q.Tenant != "" {
 				continue // an empty name asks for nothing

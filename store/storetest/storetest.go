@@ -76,6 +76,7 @@ func sections() []section[Harness] {
 		{"LiteralBytes", testLiteralBytes},
 		{"Concurrency", testConcurrency},
 		{"NoResurrection", testNoResurrection},
+		{"RecordHistories", testRecordHistories},
 		{"Aliasing", testAliasing},
 		{"Cancelled", testCancelled},
 		{"CancelledMidway", testCancelledMidway},

@@ -235,8 +235,8 @@ func testWatchTouch(t testing.TB, h WatcherHarness) {
 
 // A change is a call that changed a record and has returned.
 type change struct {
-	key        string
-	call, back time.Time
+	key  string
+	back time.Time // when it returned
 	// from is how many events each watch had when the call began.
 	from []int
 }
@@ -253,10 +253,8 @@ func changing(t testing.TB, s store.Store, watches []*watch, busy, ctx context.C
 		}
 		var err error
 		if r, e := s.Get(ctx, key); e == nil && i%2 == 0 {
-			c.call = time.Now()
 			err = s.Replace(ctx, key, r.Revision, []byte("w"), long)
 		} else if e == nil {
-			c.call = time.Now()
 			err = s.Delete(ctx, key)
 		} else {
 			_ = s.Create(ctx, key, []byte("v"), long)
