@@ -90,6 +90,9 @@ func exercise(t testing.TB, s *Store) {
 			t.Fatalf("Find %+v yielded nothing", q)
 		}
 	}
+	for _, err := range s.Keys(ctx, "k") {
+		must(err)
+	}
 	_, err = s.Reap(ctx, 10)
 	must(err)
 	l, err := s.Acquire(ctx, "l", time.Hour)
@@ -260,6 +263,46 @@ func TestTotal(t *testing.T) {
 		}
 		want("one that a late renewal brought back does", admit("y", "y1", ""), "total")
 	})
+}
+
+// A disk that is full refuses what it can't hold as a whole, and no more than that. A-Z14
+func TestFullDisk(t *testing.T) {
+	s, ctx := openNew(t), t.Context()
+	limit := func(pages int64) { s.query(t, fmt.Sprint("PRAGMA max_page_count = ", pages)) }
+	full := s.query(t, "PRAGMA page_count")[0][0].(int64) + 20
+	limit(full)
+	admitted := 0
+	big := entry("u", "big")
+	big.Data = make([]byte, store.MaxEntryData)
+	var err error
+	for err == nil && admitted < 100 {
+		big.ID = fmt.Sprint("s", admitted)
+		if _, err = s.Admit(ctx, big, time.Hour, store.Limits{}, "s0"); err == nil {
+			admitted++
+		}
+	}
+	if err == nil || admitted == 0 || !strings.Contains(err.Error(), "full") {
+		t.Fatalf("after %d: %v", admitted, err)
+	}
+	listed := 0
+	for _, err := range s.Find(ctx, store.Query{Tenant: "t"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed++
+	}
+	counted := s.query(t, `SELECT count(*) FROM entries WHERE seated = 1`)
+	kept := s.query(t, `SELECT taken FROM seats`)
+	if listed != admitted || fmt.Sprint(counted) != fmt.Sprint(kept) {
+		t.Errorf("%d listed and %d admitted; %v hold %v seats", listed, admitted, counted, kept)
+	}
+	if err := s.Remove(ctx, entry("u", "s0")); err != nil {
+		t.Errorf("Remove on a full disk: %v", err)
+	}
+	limit(2 * full)
+	if _, err := s.Admit(ctx, big, time.Hour, store.Limits{}, ""); err != nil {
+		t.Errorf("Admit with space again: %v", err)
+	}
 }
 
 // Find holds nothing while its caller has an entry in hand.
