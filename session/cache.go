@@ -279,6 +279,7 @@ type flight struct {
 	changes uint64
 	rec     store.Record
 	err     error
+	panic   any // what the store panicked with
 }
 
 // read returns the flight that reads the handle's record, when it has landed. It began
@@ -303,6 +304,9 @@ func (c *cache) read(ctx context.Context, s store.Store, handle string) (*flight
 	}
 	select {
 	case <-f.done:
+		if f.panic != nil {
+			panic(f.panic) // in the goroutine of a request, where it is caught
+		}
 		return f, f.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -315,14 +319,17 @@ const flightLimit = 10 * time.Second
 func (c *cache) fly(ctx context.Context, s store.Store, handle string, f *flight) {
 	ctx, cancel := context.WithTimeout(ctx, flightLimit)
 	defer cancel()
+	defer func() {
+		f.panic = recover()
+		h := c.shard(handle)
+		h.mu.Lock()
+		if h.flights[handle] == f {
+			delete(h.flights, handle)
+		}
+		h.mu.Unlock()
+		close(f.done)
+	}()
 	f.rec, f.err = s.Get(ctx, handle)
-	h := c.shard(handle)
-	h.mu.Lock()
-	if h.flights[handle] == f {
-		delete(h.flights, handle)
-	}
-	h.mu.Unlock()
-	close(f.done)
 }
 
 // CacheStats says how the near cache does.
