@@ -45,6 +45,7 @@ func changing(t *testing.T, e *ear, s *Store) (stop func()) {
 }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	certs := testenv.NewCertificates(t)
 	env := testenv.StartRedisCluster(t, testenv.ClusterOptions{
 		Replicas: 1,
@@ -61,7 +62,7 @@ func TestCluster(t *testing.T) {
 
 	// No operation of the suite names keys of two slots.
 	t.Run("Conformance", func(t *testing.T) {
-		storetest.Run(t, storetest.Harness{Open: opener[store.Store](opts)})
+		storetest.RunBackend(t, storetest.BackendHarness{Open: opener[store.Backend](opts)})
 	})
 
 	// A-Z4

@@ -12,9 +12,7 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-var errWatched = errors.New("somebody watches already")
-
-// Watch implements store.Watcher. One caller at a time may watch.
+// Watch implements store.Watcher.
 //
 // Every connection has the server tell it of all changes of value keys, and of the end
 // of the connection itself we hear as well. On one connection a server tells of a change
@@ -30,10 +28,7 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 	if !s.tracking {
 		return store.ErrNoFeed
 	}
-	if !s.listen(&feed) {
-		return wrap("watch", errWatched)
-	}
-	defer s.listen(nil)
+	defer s.listen(&feed)()
 
 	var under sync.WaitGroup
 	defer under.Wait()
@@ -67,37 +62,43 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 	}
 }
 
-// listen makes feed the one that is told, or nobody. It returns false where there is one
-// already. Nobody is told after listen(nil) has returned.
-func (s *Store) listen(feed *store.Feed) bool {
-	s.feedMu.Lock()
-	defer s.feedMu.Unlock()
-	if feed != nil && s.feed != nil {
-		return false
+// listen has feed told of what the connections tell, until stop returns.
+func (s *Store) listen(feed *store.Feed) (stop func()) {
+	s.feedsMu.Lock()
+	defer s.feedsMu.Unlock()
+	s.feeds[feed] = true
+	return func() {
+		s.feedsMu.Lock()
+		defer s.feedsMu.Unlock()
+		delete(s.feeds, feed)
 	}
-	s.feed = feed
-	return true
 }
 
 // invalidated is called by the goroutine that reads from a connection, before it hands
 // over the next answer; with nil when the connection ends, or all keys are dropped.
-func (s *Store) invalidated(keys []rueidis.RedisMessage) {
-	s.feedMu.Lock()
-	defer s.feedMu.Unlock()
-	if s.feed == nil {
+func (s *Store) invalidated(names []rueidis.RedisMessage) {
+	s.feedsMu.Lock()
+	defer s.feedsMu.Unlock()
+	if names == nil {
+		for feed := range s.feeds {
+			feed.Reset()
+		}
 		return
 	}
-	if keys == nil {
-		s.feed.Reset()
+	if len(s.feeds) == 0 {
 		return
 	}
-	for _, message := range keys {
+	for _, message := range names {
 		name, err := message.ToString()
 		if err != nil {
 			continue
 		}
-		if key, ok := untag(strings.TrimPrefix(name, s.valuePrefix())); ok {
-			s.feed.Changed(key)
+		key, ok := untag(strings.TrimPrefix(name, s.valuePrefix()))
+		if !ok {
+			continue
+		}
+		for feed := range s.feeds {
+			feed.Changed(key)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/storetest"
 )
 
 // An ear hears a feed, and checks what Current says against the changes it knows of.
@@ -124,6 +125,14 @@ func (e *ear) heardResets() int {
 
 const testBeat = 50 * time.Millisecond
 
+func TestWatcherConformance(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Persist: true})
+	storetest.RunWatcher(t, storetest.WatcherHarness{
+		Open:    opener[storetest.WatchedStore](Options{URL: server.URL(), Timeout: 300 * time.Millisecond}),
+		Outages: outages(server),
+	})
+}
+
 func TestFeedTellsChanges(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
 	here := open(t, Options{URL: server.URL(), KeyPrefix: "p:"})
@@ -221,8 +230,8 @@ func TestFeedOnANewConnection(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := listen(t, here, 300*time.Millisecond)
-	here.feedMu.Lock() // what the connections tell is held up
-	defer here.feedMu.Unlock()
+	here.feedsMu.Lock() // what the connections tell is held up
+	defer here.feedsMu.Unlock()
 	server.Must("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 	eventually(t, "the change is made", func() bool {
 		return e.change("k", func() error { return there.Delete(ctx, "k") }) == nil
@@ -261,16 +270,4 @@ func TestFeedOfAReplica(t *testing.T) {
 	}
 	server.Must("REPLICAOF", "NO", "ONE")
 	e.waitCurrent()
-}
-
-func TestOneWatchAtATime(t *testing.T) {
-	server := testenv.StartRedis(t, testenv.RedisOptions{})
-	s := open(t, Options{URL: server.URL()})
-	t.Run("first", func(t *testing.T) {
-		listen(t, s, testBeat)
-		if err := s.Watch(t.Context(), testBeat, store.Feed{}); !errors.Is(err, errWatched) {
-			t.Errorf("a second Watch: %v", err)
-		}
-	})
-	listen(t, s, testBeat)
 }

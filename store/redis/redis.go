@@ -43,8 +43,8 @@ type Store struct {
 	stopped  chan struct{} // closed once nothing tries to reach the server any more
 
 	answering atomic.Int64 // connections that have answered anything, ever
-	feedMu    sync.Mutex
-	feed      *store.Feed // whom Watch tells
+	feedsMu   sync.Mutex
+	feeds     map[*store.Feed]bool // whom Watch tells
 }
 
 // Open returns a Store. Only wrong options are an error: a server that can't be
@@ -65,6 +65,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		log:     opts.Logger,
 		reached: make(chan struct{}),
 		stopped: make(chan struct{}),
+		feeds:   make(map[*store.Feed]bool),
 	}
 	if s.timeout <= 0 {
 		s.timeout = DefaultTimeout

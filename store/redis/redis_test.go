@@ -48,13 +48,17 @@ func opener[T any](opts Options) func(testing.TB, int) []T {
 func TestConformance(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{Persist: true})
 	storetest.Run(t, storetest.Harness{
-		Open: opener[store.Store](Options{URL: server.URL(), Timeout: 300 * time.Millisecond}),
-		Outages: []storetest.Outage{
-			{Name: "killed", Begin: func(testing.TB) func() { server.Kill(); return server.Restart }},
-			{Name: "restarted", Begin: func(testing.TB) func() { server.Stop(); return server.Restart }},
-			{Name: "hung", Begin: func(testing.TB) func() { server.Pause(); return server.Resume }},
-		},
+		Open:    opener[store.Store](Options{URL: server.URL(), Timeout: 300 * time.Millisecond}),
+		Outages: outages(server),
 	})
+}
+
+func outages(server *testenv.Redis) []storetest.Outage {
+	return []storetest.Outage{
+		{Name: "killed", Begin: func(testing.TB) func() { server.Kill(); return server.Restart }},
+		{Name: "restarted", Begin: func(testing.TB) func() { server.Stop(); return server.Restart }},
+		{Name: "hung", Begin: func(testing.TB) func() { server.Pause(); return server.Resume }},
+	}
 }
 
 func BenchmarkGet(b *testing.B) {

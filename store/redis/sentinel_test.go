@@ -12,6 +12,7 @@ import (
 
 // Everything at once: TLS and passwords on both sides, a database, a failover.
 func TestSentinel(t *testing.T) {
+	t.Parallel()
 	certs := testenv.NewCertificates(t)
 	env := testenv.StartSentinel(t, testenv.SentinelOptions{
 		Replicas:         2, // one for each failover
@@ -72,6 +73,9 @@ func TestSentinel(t *testing.T) {
 	})
 
 	t.Run("Conformance", func(t *testing.T) {
-		storetest.Run(t, storetest.Harness{Open: opener[store.Store](opts), Outages: []storetest.Outage{failover}})
+		storetest.RunBackend(t, storetest.BackendHarness{Open: opener[store.Backend](opts)})
+	})
+	t.Run("Failover", func(t *testing.T) {
+		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts), Outages: []storetest.Outage{failover}})
 	})
 }
