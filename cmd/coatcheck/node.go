@@ -11,22 +11,26 @@ import (
 	"time"
 
 	"github.com/coatcheck/coatcheck/admin"
+	"github.com/coatcheck/coatcheck/audit"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/oidc"
 	"github.com/coatcheck/coatcheck/proxy"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/upstream"
 )
 
 // A node is one running coatcheck.
 type node struct {
-	cfg     *config.Config
-	logger  *slog.Logger
-	front   *proxy.Proxy
-	signIn  *oidc.RelyingParty
-	streams *upstream.Streams
-	store   store.Store
-	metrics http.Handler
+	cfg      *config.Config
+	logger   *slog.Logger
+	front    *proxy.Proxy
+	signIn   *oidc.RelyingParty
+	sessions *session.Manager
+	events   *audit.Log
+	streams  *upstream.Streams
+	store    store.Store
+	metrics  http.Handler
 }
 
 // run serves on public until ctx ends, then leaves without breaking anything off: /ready turns
@@ -52,6 +56,8 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
 	tasks.Go(func() { n.signIn.Run(background) })
+	tasks.Go(func() { n.sessions.Run(background) })
+	tasks.Go(func() { n.follow(background) })
 	defer tasks.Wait()
 	defer stop()
 
@@ -75,6 +81,19 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 			err = errors.Join(err, s.Close())
 		}
 		return err
+	}
+}
+
+// follow hears the events of all nodes until ctx ends.
+func (n *node) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := n.events.Run(ctx); err != nil && ctx.Err() == nil {
+			n.logger.Warn("not hearing the events of other nodes, trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coatcheck/coatcheck/audit"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/cookie"
 	"github.com/coatcheck/coatcheck/metrics"
@@ -24,6 +25,8 @@ import (
 	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/guard"
+	"github.com/coatcheck/coatcheck/store/postgres"
 	"github.com/coatcheck/coatcheck/store/redis"
 	"github.com/coatcheck/coatcheck/store/sqlite"
 	"github.com/coatcheck/coatcheck/upstream"
@@ -40,18 +43,30 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 	if err != nil {
 		return nil, err
 	}
-	jar := cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
+	jar := newJar(cfg)
 	streams := new(upstream.Streams)
 	sites, err := newRoutes(cfg, jar, streams)
 	if err != nil {
 		return nil, err
 	}
 	counts := metrics.New(version(), streams.Count, sites.broken)
-	kept, err := openStore(ctx, cfg.Store, logger)
+	driver, err := openStore(ctx, cfg.Store, logger)
 	if err != nil {
 		return nil, err
 	}
-	timed := counts.Store(kept)
+	guarded := guard.New(driver, guard.Options{
+		Timeout:    2 * driverTimeout(cfg.Store), // the driver's own comes first
+		Concurrent: cfg.Store.MaxConcurrent,
+		Logger:     logger,
+	})
+	kept := counts.Store(guarded)
+	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
+	events.Subscribe(counts.Events(cfg.Node))
+	sessions := newSessions(cfg, ring, jar, kept, events, logger)
+	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
+	counts.Breaker(
+		func() int { reads, _ := guarded.States(); return int(reads) },
+		func() int { _, writes := guarded.States(); return int(writes) })
 
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
 	provider := cfg.Providers[0]
@@ -71,7 +86,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 		Returns:         returns,
 		Ring:            ring,
 		Jar:             jar,
-		Once:            timed,
+		Once:            kept,
 		Logger:          logger,
 	})
 	front := proxy.New(proxy.Options{
@@ -82,45 +97,81 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 		Routes:    sites.table,
 		Allow:     newRule(cfg.Allow),
 		Tenant:    tenant,
-		Sessions: session.New(session.Options{
-			Store:    timed,
-			Ring:     ring,
-			Jar:      jar,
-			Tenant:   tenant,
-			Idle:     cfg.Session.IdleTimeout,
-			Absolute: cfg.Session.AbsoluteTimeout,
-			Logger:   logger,
-		}),
-		SignIn:  signIn,
-		Returns: returns,
-		Ring:    ring,
-		Store:   kept,
-		Metrics: counts,
-		Logger:  logger,
+		Sessions:  sessions,
+		SignIn:    signIn,
+		Returns:   returns,
+		Ring:      ring,
+		Store:     kept,
+		Metrics:   counts,
+		Logger:    logger,
 		// A form of ours is no longer than a header.
 		BodyTimeout: cfg.Timeouts.ReadHeader,
 		AccessLog:   cfg.Log.Access,
 	})
 	return &node{
-		cfg:     cfg,
-		logger:  logger,
-		front:   front,
-		signIn:  signIn,
-		streams: streams,
-		store:   kept,
-		metrics: counts.Handler(),
+		cfg:      cfg,
+		logger:   logger,
+		front:    front,
+		signIn:   signIn,
+		sessions: sessions,
+		events:   events,
+		streams:  streams,
+		store:    kept,
+		metrics:  counts.Handler(),
 	}, nil
 }
 
+// newSessions returns the manager of the sessions in a store.
+func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, logger *slog.Logger) *session.Manager {
+	return session.New(session.Options{
+		Store:       kept,
+		Registry:    kept,
+		Feed:        kept,
+		Events:      events,
+		Ring:        ring,
+		Jar:         jar,
+		Tenant:      tenant,
+		Node:        cfg.Node,
+		Idle:        cfg.Session.IdleTimeout,
+		Absolute:    cfg.Session.AbsoluteTimeout,
+		Limits:      newLimits(cfg.Session.Limits),
+		Tombstones:  cfg.Session.Tombstones,
+		CacheSize:   cfg.Cache.SizeBytes,
+		Lease:       cfg.Cache.Lease,
+		OutageGrace: cfg.Session.OutageGrace,
+		Logger:      logger,
+	})
+}
+
+// newJar returns what knows the cookies of a site.
+func newJar(cfg *config.Config) *cookie.Jar {
+	return cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
+}
+
 // openStore is the switch between the drivers.
-func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Store, error) {
+func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Backend, error) {
 	switch cfg.Driver {
 	case config.DriverSQLite:
 		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File})
 	case config.DriverRedis:
 		return redis.Open(ctx, redisOptions(cfg.Redis, logger))
+	case config.DriverPostgres:
+		return postgres.Open(ctx, postgresOptions(cfg.Postgres, logger))
 	default:
 		return nil, fmt.Errorf("store: no driver is called %q", cfg.Driver)
+	}
+}
+
+// driverTimeout is how long a call of the driver may take; zero where it has no bound of its
+// own.
+func driverTimeout(cfg config.Store) time.Duration {
+	switch cfg.Driver {
+	case config.DriverRedis:
+		return cfg.Redis.Timeout
+	case config.DriverPostgres:
+		return cfg.Postgres.Timeout
+	default:
+		return 0
 	}
 }
 
@@ -149,6 +200,14 @@ func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
 		o.TLS = &redis.TLS{CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, ServerName: t.ServerName}
 	}
 	return o
+}
+
+func newLimits(cfg config.SessionLimits) store.Limits {
+	onLimit := map[string]store.OnLimit{
+		config.OnLimitEvictOldest: store.EvictOldest,
+		config.OnLimitEvictIdle:   store.EvictIdle,
+	}
+	return store.Limits{PerUser: cfg.PerUser, PerApp: cfg.PerApp, Total: cfg.Total, OnLimit: onLimit[cfg.OnLimit]}
 }
 
 // openRing reads the key ring, or makes one where a single node keeps everything in

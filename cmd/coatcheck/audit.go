@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/coatcheck/coatcheck/audit"
+	"github.com/coatcheck/coatcheck/session"
+)
+
+type storeAuditCmd struct {
+	Config string `required:"" short:"c" placeholder:"FILE" help:"The configuration."`
+	Repair bool   `help:"Take sessions that are gone off the list, and end those that are not listed."`
+}
+
+// errDifferences is the exit status of an audit that found something and left it.
+var errDifferences = errors.New("the list of sessions and the store differ; --repair puts that right")
+
+// Run compares the list of sessions with what the store keeps. Nodes may run meanwhile,
+// except with SQLite, where one process has the file.
+func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
+	cfg, err := load(c.Config)
+	if err != nil {
+		return err
+	}
+	ring, err := readRing(cfg.Keys)
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(con.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	kept, err := openStore(ctx, cfg.Store, logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	if err := kept.Ping(ctx); err != nil {
+		return err
+	}
+	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
+	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, logger)
+
+	found, err := sessions.Audit(ctx, kept)
+	if err != nil {
+		return err
+	}
+	for _, f := range found.Findings {
+		done := ""
+		if c.Repair {
+			if err := sessions.Repair(ctx, f); err != nil {
+				return err
+			}
+			done = map[bool]string{true: "; taken off the list", false: "; ended"}[f.Entry != nil]
+		}
+		fmt.Fprintln(con.out, describe(f)+done)
+	}
+	fmt.Fprintf(con.out, "sessions listed: %d, kept: %d, differences: %d\n", found.Listed, found.Records, len(found.Findings))
+	if len(found.Findings) > 0 && !c.Repair {
+		return errDifferences
+	}
+	return nil
+}
+
+func describe(f session.Finding) string {
+	if e := f.Entry; e != nil {
+		return fmt.Sprintf("session %s of %q (%s), last seen %s: listed, but its record is gone",
+			f.Ref, e.Subject, e.Issuer, e.Seen.UTC().Format("2006-01-02 15:04:05"))
+	}
+	return fmt.Sprintf("session %s: can be used, but is not listed", f.Ref)
+}
