@@ -7,6 +7,8 @@
 //	coatcheck serve --config FILE      run a node
 //	coatcheck check --config FILE      say what is wrong with a configuration
 //	coatcheck key new FILE             make the key ring that all nodes share
+//	coatcheck store migrate --config FILE
+//	                                   make the tables of PostgreSQL, or bring them up to date
 //	coatcheck version                  print the version
 //	coatcheck dev-provider, dev-app    the parts of dev, each alone
 //
@@ -39,6 +41,7 @@ type commands struct {
 	Serve       serveCmd       `cmd:"" help:"Run a node."`
 	Check       checkCmd       `cmd:"" help:"Say what is wrong with a configuration, and what it means."`
 	Key         keyCmd         `cmd:"" help:"Make the keys that nodes share."`
+	Store       storeCmd       `cmd:"" help:"Look after the store."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 	DevProvider devProviderCmd `cmd:"" help:"Run the development provider alone, on loopback."`
 	DevApp      devAppCmd      `cmd:"" help:"Run the sample app alone."`
