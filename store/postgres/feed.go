@@ -1,0 +1,166 @@
+package postgres
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// What is notified of, as it stands in the names of channels.
+const (
+	changes = "changes"
+	journal = "journal"
+)
+
+// channel names a channel. A database has one set of them, so the schema stands in it.
+func (s *Store) channel(of string) string { return "coatcheck_" + s.schema + "_" + of }
+
+// encode makes a payload of any bytes. A payload is text of up to 7999 bytes; keys and
+// events are small enough.
+func encode(data string) string { return base64.RawStdEncoding.EncodeToString([]byte(data)) }
+
+func decode(payload string) ([]byte, error) { return base64.RawStdEncoding.DecodeString(payload) }
+
+// An ear listens on a channel with a connection of its own. PostgreSQL delivers
+// notifications in the order of their commits. So once one arrives that the ear has sent
+// itself, every other that was committed before has arrived, too.
+type ear struct {
+	channel string
+	// beat is how often it makes sure that it hears.
+	beat time.Duration
+	// begin is called each time it has begun to listen.
+	begin func(ctx context.Context, conn *pgx.Conn) error
+	// told is called with each payload.
+	told func(payload []byte)
+	// current is called with a time when every payload that was committed before it has
+	// been told since begin.
+	current func(asOf time.Time)
+}
+
+// Bounds of the pause before a connection is tried again.
+const (
+	shortestPause = 20 * time.Millisecond
+	longestPause  = 2 * time.Second
+)
+
+// listen listens until ctx ends, and returns its error.
+func (s *Store) listen(ctx context.Context, e ear) error {
+	pause := shortestPause
+	for ctx.Err() == nil {
+		heard := false
+		err := s.listenOnce(ctx, e, &heard)
+		if ctx.Err() != nil {
+			break
+		}
+		if heard {
+			pause = shortestPause
+		}
+		s.log.Warn("store/postgres: listening again", "channel", e.channel, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause + rand.N(pause)):
+		}
+		pause = min(2*pause, longestPause)
+	}
+	return ctx.Err()
+}
+
+func (s *Store) listenOnce(ctx context.Context, e ear, heard *bool) error {
+	conn, err := pgx.ConnectConfig(ctx, s.config.Copy())
+	if err != nil {
+		return err
+	}
+	defer s.hangUp(conn)
+	own := fmt.Sprintf("coatcheck_beat_%016x", rand.Uint64())
+	for _, channel := range []string{e.channel, own} {
+		if err := s.soon(ctx, func(ctx context.Context) error {
+			_, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize())
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if err := e.begin(ctx, conn); err != nil {
+		return err
+	}
+	for beat := 0; ; beat++ {
+		asOf := time.Now()
+		if err := s.soon(ctx, func(ctx context.Context) error {
+			_, err := conn.Exec(ctx, `SELECT pg_notify($1, $2)`, own, strconv.Itoa(beat))
+			return err
+		}); err != nil {
+			return err
+		}
+		for answered := false; !answered; {
+			n, err := next(ctx, conn, asOf.Add(s.timeout))
+			if err != nil {
+				return err
+			}
+			if n == nil {
+				return errors.New("no answer in time")
+			}
+			if answered = n.Channel == own && n.Payload == strconv.Itoa(beat); !answered {
+				e.hear(n)
+			}
+		}
+		*heard = true
+		e.current(asOf)
+		for {
+			n, err := next(ctx, conn, asOf.Add(e.beat))
+			if err != nil {
+				return err
+			}
+			if n == nil {
+				break
+			}
+			e.hear(n)
+		}
+	}
+}
+
+// hear tells a notification. Others may notify of what they like; what is not ours tells
+// nothing.
+func (e *ear) hear(n *pgconn.Notification) {
+	if n.Channel != e.channel {
+		return
+	}
+	if payload, err := decode(n.Payload); err == nil {
+		e.told(payload)
+	}
+}
+
+// next returns the next notification, or nil if none came in time.
+func next(ctx context.Context, conn *pgx.Conn, until time.Time) (*pgconn.Notification, error) {
+	waiting, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	n, err := conn.WaitForNotification(waiting)
+	switch {
+	case n != nil:
+		return n, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case waiting.Err() != nil && !conn.IsClosed():
+		return nil, nil
+	default:
+		return nil, err
+	}
+}
+
+// soon calls do with the time of one call.
+func (s *Store) soon(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	return do(ctx)
+}
+
+// hangUp closes a connection that is not of the pool.
+func (s *Store) hangUp(conn *pgx.Conn) {
+	_ = s.soon(context.Background(), conn.Close)
+}

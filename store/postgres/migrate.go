@@ -1,0 +1,119 @@
+package postgres
+
+import (
+	"context"
+	"embed"
+	"fmt"
+	"io/fs"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+)
+
+// The migrations' numbers are the schema's versions. The hundreds are its generation: a
+// program works with every version of its own generation that is not older than it knows,
+// so a migration within a generation only adds what programs before it don't miss. One
+// that takes something away begins a new generation.
+//
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+const (
+	// schemaVersion is the newest migration's number.
+	schemaVersion = 101
+	// versions is the table in which the versions are noted.
+	versions = "schema_migrations"
+)
+
+// howTo says what ends a lack of schema.
+const howTo = `run "coatcheck store migrate --config FILE"`
+
+// Ping implements store.Store. It says so when the schema is missing, older than this
+// program needs, or of a newer generation.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.read(ctx, "ping", func(ctx context.Context, conn *pgx.Conn) error {
+		var version int64
+		var found bool
+		err := conn.QueryRow(ctx, `
+			SELECT coalesce(max(version_id), 0), EXISTS (SELECT FROM records WHERE key = '') FROM `+versions).
+			Scan(&version, &found)
+		switch {
+		case hasCode(err, codeNoTable, codeNoSchema):
+			return fmt.Errorf("there is no schema %s, or it lacks our tables: %s", s.schema, howTo)
+		case hasCode(err, codeNoRight):
+			return fmt.Errorf("user %s lacks rights on the tables of schema %s: %w", s.config.User, s.schema, err)
+		case err != nil:
+			return err
+		}
+		return compatible(version)
+	})
+}
+
+func compatible(version int64) error {
+	const generation = 100
+	switch {
+	case version < schemaVersion:
+		return fmt.Errorf("the schema has version %d and this program needs %d: %s", version, schemaVersion, howTo)
+	case version/generation > schemaVersion/generation:
+		return fmt.Errorf("the schema has version %d, which this program is too old for", version)
+	}
+	return nil
+}
+
+// Migrate brings the schema to this program's version, and makes it first where there is
+// none. It is not bounded by Options.Timeout. Of several at once, each waits for the one
+// before it. The user needs the right to create in the schema and, where that is missing,
+// in the database.
+func (s *Store) Migrate(ctx context.Context) error {
+	return wrap("migrate", s.migrate(ctx))
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	config := s.config.Copy()
+	config.RuntimeParams["statement_timeout"] = "0"
+	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	// The lock ends with the connection.
+	defer s.hangUp(conn)
+	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, s.lockID("migrate")); err != nil {
+		return err
+	}
+	if err := s.createSchema(ctx, conn); err != nil {
+		return err
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	db := stdlib.OpenDB(*config)
+	defer db.Close()
+	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
+		goose.WithTableName(versions), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	if hasCode(err, codeNoRight) {
+		return fmt.Errorf("user %s must have the right to create in schema %s: %w", s.config.User, s.schema, err)
+	}
+	return err
+}
+
+// createSchema makes the schema where it is missing. CREATE SCHEMA IF NOT EXISTS would
+// ask for the right to do so even where it is there.
+func (s *Store) createSchema(ctx context.Context, conn *pgx.Conn) error {
+	var exists bool
+	err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, s.schema).Scan(&exists)
+	if err != nil || exists {
+		return err
+	}
+	_, err = conn.Exec(ctx, `CREATE SCHEMA `+pgx.Identifier{s.schema}.Sanitize())
+	if hasCode(err, codeNoRight) {
+		return fmt.Errorf("user %s must have the right to create schema %s, or somebody else create it for them: %w", s.config.User, s.schema, err)
+	}
+	return err
+}

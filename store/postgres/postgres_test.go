@@ -1,0 +1,67 @@
+package postgres
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t testing.TB, opts Options) *Store {
+	t.Helper()
+	s, err := Open(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// schemas tells the tests' schemas apart.
+var schemas atomic.Int64
+
+// inSchema returns the URL of a schema that no earlier call named.
+func inSchema(url string) string {
+	return fmt.Sprintf("%s&search_path=test%d", url, schemas.Add(1))
+}
+
+// openAll opens a Store per node in a schema of their own, which is migrated.
+func openAll(t testing.TB, opts Options, nodes int) []*Store {
+	t.Helper()
+	opts.URL = inSchema(opts.URL)
+	all := make([]*Store, nodes)
+	for i := range all {
+		all[i] = open(t, opts)
+	}
+	if err := all[0].Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func TestConformance(t *testing.T) {
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	storetest.RunBackend(t, storetest.BackendHarness{
+		Open: func(t testing.TB, nodes int) []store.Backend {
+			var all []store.Backend
+			for _, s := range openAll(t, Options{URL: server.URL(), Timeout: 500 * time.Millisecond, MaxConns: 8}, nodes) {
+				all = append(all, s)
+			}
+			return all
+		},
+		Outages: []storetest.Outage{
+			{Name: "killed", Begin: func(testing.TB) func() { server.Kill(); return server.Restart }},
+			{Name: "restarted", Begin: func(testing.TB) func() { server.Stop(); return server.Restart }},
+			{Name: "hung", Begin: func(testing.TB) func() { server.Pause(); return server.Resume }},
+		},
+	})
+}
+

@@ -1,0 +1,70 @@
+package postgres
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// reapEvery is about how long what has expired may stay in the tables, plus the time
+	// it takes to remove what was there before it. The reapers of several nodes share the
+	// work: none waits for rows that another one has locked.
+	reapEvery = 10 * time.Second
+	// reapBatch bounds how many rows a reaper locks at once.
+	reapBatch = 500
+)
+
+// reap removes what nobody needs until ctx ends: records that have expired, leases
+// likewise, and old events.
+func (s *Store) reap(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reapEvery/2 + rand.N(reapEvery)):
+		}
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("store/postgres: what has expired stays for now", "error", err)
+		}
+	}
+}
+
+// sweep removes all that is due now.
+func (s *Store) sweep(ctx context.Context) error {
+	for _, remove := range []string{
+		// Of the records that are due, those that were touched move on.
+		`WITH picked AS (
+			SELECT key, expires FROM records WHERE due <= statement_timestamp()
+			ORDER BY due LIMIT $1 FOR UPDATE SKIP LOCKED),
+		moved AS (
+			UPDATE records r SET due = p.expires FROM picked p
+			WHERE r.key = p.key AND p.expires > statement_timestamp()),
+		removed AS (
+			DELETE FROM records r USING picked p
+			WHERE r.key = p.key AND p.expires <= statement_timestamp())
+		SELECT FROM picked`,
+		`DELETE FROM leases l USING (
+			SELECT name FROM leases WHERE expires <= statement_timestamp()
+			ORDER BY expires LIMIT $1 FOR UPDATE SKIP LOCKED) AS picked
+		WHERE l.name = picked.name`,
+		`DELETE FROM events e USING (
+			SELECT at, id FROM events WHERE at <= statement_timestamp() - interval '` + keepEvents.String() + `'
+			ORDER BY at LIMIT $1 FOR UPDATE SKIP LOCKED) AS picked
+		WHERE e.at = picked.at AND e.id = picked.id`,
+	} {
+		for n := int64(reapBatch); n == reapBatch; {
+			err := s.write(ctx, "reap", func(ctx context.Context, conn *pgx.Conn) error {
+				tag, err := conn.Exec(ctx, remove, reapBatch)
+				n = tag.RowsAffected()
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
