@@ -9,6 +9,8 @@
 //	coatcheck key new FILE             make the key ring that all nodes share
 //	coatcheck store migrate --config FILE
 //	                                   make the tables of PostgreSQL, or bring them up to date
+//	coatcheck store audit --config FILE
+//	                                   compare the list of sessions with what the store keeps
 //	coatcheck version                  print the version
 //	coatcheck dev-provider, dev-app    the parts of dev, each alone
 //

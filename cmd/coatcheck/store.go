@@ -12,6 +12,7 @@ import (
 
 type storeCmd struct {
 	Migrate storeMigrateCmd `cmd:"" help:"Make PostgreSQL's tables, or bring them up to date."`
+	Audit   storeAuditCmd   `cmd:"" help:"Compare the list of sessions with what the store keeps."`
 }
 
 type storeMigrateCmd struct {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/store/postgres"
 )
 
 // TestStoreMigrate: a new database can be used afterwards, and once more does no harm.
@@ -69,5 +70,15 @@ routes: [{path: /}]
 	code, out, stderr := migrate()
 	if code != exitFailed || out != "" || !strings.Contains(stderr, "password authentication failed") || strings.Contains(stderr, "hunter2") {
 		t.Errorf("exit code %d, says %q and %q", code, out, stderr)
+	}
+}
+
+// TestPostgresOptions: every setting arrives.
+func TestPostgresOptions(t *testing.T) {
+	logger := slog.New(slog.DiscardHandler)
+	got := postgresOptions(config.Postgres{URL: "u", Password: "p", MaxConnections: 3, Timeout: time.Minute}, logger)
+	want := postgres.Options{URL: "u", Password: "p", MaxConns: 3, Timeout: time.Minute, Logger: logger}
+	if got != want {
+		t.Errorf("postgresOptions = %+v, want %+v", got, want)
 	}
 }
