@@ -38,7 +38,7 @@ type Options struct {
 // A Log takes down events. It is safe for concurrent use.
 type Log struct {
 	Options
-	logged *recent // here
+	logged *recent // in this node's log
 
 	mu          sync.Mutex // held while an event is told
 	told        *recent
@@ -59,9 +59,10 @@ func New(o Options) *Log {
 	}
 }
 
-// Record logs e, unless it did already, and appends it to the journal. Node and Time are
-// set where they are empty; ID must be set. An error says that the append failed: whether
-// anybody hears of e, here or elsewhere, is unknown, and recording it again does no harm.
+// Record logs e, unless it is in this node's log already, and appends it to the journal.
+// Node and Time are set where they are empty; ID must be set. An error says that the append
+// failed: whether anybody hears of e, here or elsewhere, is unknown, and recording it again
+// does no harm.
 func (l *Log) Record(ctx context.Context, e coatcheck.Event) error {
 	if e.Node == "" {
 		e.Node = l.Node
@@ -126,7 +127,7 @@ func (l *Log) hear(ctx context.Context, data []byte) {
 	if !l.told.first(e.ID, now) {
 		return
 	}
-	if e.Node != l.Node {
+	if l.logged.first(e.ID, now) { // by another node
 		l.line(ctx, slog.LevelDebug, e)
 	}
 	for _, s := range l.subscribers.all() {

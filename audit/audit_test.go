@@ -112,8 +112,24 @@ func TestEveryNodeHearsEveryEventOnce(t *testing.T) {
 			if diff := cmp.Diff(want, n.heard); diff != "" {
 				t.Errorf("node %s heard (-want +got):\n%s", n.Node, diff)
 			}
-			if got := len(n.lines(t, slog.LevelInfo)); got != 2 {
-				t.Errorf("node %s logged %d of its events, want each of the 2 once:\n%s", n.Node, got, n.out)
+			logged := map[any]string{}
+			for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
+				for _, line := range n.lines(t, level) {
+					if _, twice := logged[line["id"]]; twice {
+						t.Errorf("node %s logged %s twice", n.Node, line["id"])
+					}
+					logged[line["id"]] = level.String()
+				}
+			}
+			delete(logged, "shared") // by whom it was recorded or heard first
+			for i, other := range nodes {
+				id, want := fmt.Sprint("own", i), "DEBUG"
+				if other == n {
+					want = "INFO"
+				}
+				if logged[id] != want {
+					t.Errorf("node %s logged %s as %q, want %s", n.Node, id, logged[id], want)
+				}
 			}
 		}
 	})
@@ -126,10 +142,11 @@ func TestTheLine(t *testing.T) {
 		e := event("e1")
 		e.Subject = "alice\nlevel=ERROR"
 		e.Time = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		e.Node = "z" // which asked a to record it
 		record(t, a, e)
 		synctest.Wait()
 		want := map[string]any{
-			"msg": "session event", "event": "session.ended", "id": "e1", "node": "a", "tenant": "default",
+			"msg": "session event", "event": "session.ended", "id": "e1", "node": "z", "tenant": "default",
 			"issuer": "https://idp.example.com", "user": "alice\nlevel=ERROR", "session": "0123",
 			"reason": "evicted", "at": "2026-01-02T03:04:05Z",
 		}
@@ -248,8 +265,6 @@ func TestSubscribers(t *testing.T) {
 			return func(e coatcheck.Event) { heard = append(heard, who+" "+e.ID) }
 		}
 		n.Subscribe(func(coatcheck.Event) { panic("a defect") })
-		cancelFirst := n.Subscribe(told("first"))
-		n.Subscribe(told("second"))
 		// One may leave from within, and take down something itself.
 		var cancelOnce func()
 		cancelOnce = n.Subscribe(func(e coatcheck.Event) {
@@ -257,13 +272,15 @@ func TestSubscribers(t *testing.T) {
 			heard = append(heard, "once "+e.ID)
 			record(t, n, event(e.ID+"'"))
 		})
+		cancelFirst := n.Subscribe(told("first"))
+		n.Subscribe(told("second"))
 		record(t, n, event("1"))
 		synctest.Wait()
 		cancelFirst()
 		cancelFirst()
 		record(t, n, event("2"))
 		synctest.Wait()
-		want := []string{"first 1", "second 1", "once 1", "first 1'", "second 1'", "second 2"}
+		want := []string{"once 1", "first 1", "second 1", "first 1'", "second 1'", "second 2"}
 		if diff := cmp.Diff(want, heard); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}

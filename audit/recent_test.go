@@ -49,3 +49,16 @@ func TestRecent(t *testing.T) {
 		})
 	})
 }
+
+func TestRecentIsBounded(t *testing.T) {
+	m := newRecent(20, time.Minute)
+	now := time.Unix(1e9, 0)
+	for i := range 1000 {
+		if !m.first(fmt.Sprint(i), now) {
+			t.Fatalf("%d is not new", i)
+		}
+		if n := len(m.young) + len(m.old); n > 20 {
+			t.Fatalf("%d ids are kept", n)
+		}
+	}
+}

@@ -120,6 +120,89 @@ func TestTolerance(t *testing.T) {
 	}
 }
 
+// From when on the backend is to blame: from the start of the first call that failed, in
+// whatever order they end, but not from before its last answer.
+func TestSince(t *testing.T) {
+	tests := []struct {
+		name           string
+		answer         time.Duration // after the start of the first call; zero for none
+		first, between time.Duration // what its failure and the others' come after
+		opens          bool
+	}{
+		{"the first ends last", 0, tolerance, tolerance / 2, true},
+		{"an answer since", tolerance / 2, tolerance, tolerance / 2, false},
+		{"an answer, long ago", time.Millisecond, 2 * tolerance, tolerance, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &breaker{turned: func(State, error) {}}
+				first, _ := b.allow()
+				time.Sleep(tt.answer)
+				if tt.answer > 0 {
+					answer, _ := b.allow()
+					b.report(answer, answered, nil)
+				}
+				time.Sleep(tt.between - tt.answer)
+				for range tolerated - 1 {
+					later, _ := b.allow()
+					b.report(later, failed, errDown)
+				}
+				time.Sleep(tt.first - tt.between)
+				b.report(first, failed, errDown)
+				if got := b.now() == Open; got != tt.opens {
+					t.Errorf("it is %s", b.now())
+				}
+			})
+		})
+	}
+}
+
+// Calls from before the breaker turned neither turn it now, nor take the place of a probe.
+func TestCallsFromBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := 0
+		b := &breaker{turned: func(State, error) { turns++ }}
+		var before []turn
+		for range 20 * tolerated {
+			call, _ := b.allow()
+			before = append(before, call)
+		}
+		late := func(v verdict) {
+			for range 2 * tolerated {
+				b.report(before[0], v, errDown)
+				before = before[1:]
+			}
+		}
+		time.Sleep(tolerance)
+		late(failed)
+		if b.now() != Open || turns != 1 {
+			t.Fatalf("it is %s after %d turns", b.now(), turns)
+		}
+		time.Sleep(pause)
+		probe, ok := b.allow()
+		if !ok {
+			t.Fatal("no probe after the pause")
+		}
+		late(answered)
+		late(failed)
+		late(unheard)
+		more := 0
+		for range 10 {
+			if _, ok := b.allow(); ok {
+				more++
+			}
+		}
+		if b.now() != HalfOpen || turns != 1 || more != probes-1 {
+			t.Errorf("it is %s after %d turns, with %d more probes", b.now(), turns, more)
+		}
+		b.report(probe, failed, errDown)
+		if b.now() != Open || turns != 1 {
+			t.Errorf("it is %s after %d turns", b.now(), turns)
+		}
+	})
+}
+
 func TestUnknownIsNoneOfTheStoresErrors(t *testing.T) {
 	for _, err := range []error{ErrOpen, ErrBusy, context.DeadlineExceeded, errors.New("?")} {
 		if v := judge(context.Background(), err); v != failed {

@@ -329,6 +329,19 @@ func TestCallersWhoLeaveOpenNothing(t *testing.T) {
 	})
 }
 
+// Whoever waits for less than the guard does would have been answered by a store that is
+// there.
+func TestCallersInAHurryOpenIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := New(&backend{answer: hangs}, Options{Logger: quiet()})
+		wreck(t, b, func(ctx context.Context, b *Backend) error {
+			ctx, cancel := context.WithTimeout(ctx, DefaultTimeout/4)
+			defer cancel()
+			return get(ctx, b)
+		})
+	})
+}
+
 func TestItClosesByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log strings.Builder
@@ -374,26 +387,6 @@ func TestItClosesByItself(t *testing.T) {
 			if n := strings.Count(log.String(), line); n != want {
 				t.Errorf("%q is logged %d times, want %d:\n%s", line, n, want, log.String())
 			}
-		}
-	})
-}
-
-// A call that began before the outage was noticed, and ends long after, neither opens
-// nor closes what stands now.
-func TestLateCallsCountForNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := &backend{answer: slowly(1900*time.Millisecond, nil)}
-		b := New(d, Options{Logger: quiet()})
-		var wg sync.WaitGroup
-		for range probes {
-			wg.Go(func() { _ = get(t.Context(), b) })
-		}
-		synctest.Wait()
-		d.answer = answers(errDown)
-		wreck(t, b, get)
-		wg.Wait()
-		if reads, _ := b.States(); reads == Closed {
-			t.Error("answers to questions from before have closed it")
 		}
 	})
 }

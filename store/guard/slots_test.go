@@ -134,6 +134,24 @@ func TestWaitingAsTheBreakerOpens(t *testing.T) {
 	})
 }
 
+// Nobody waits for a slot to learn that the breaker is open.
+func TestRefusedAtOnceThoughAllSlotsAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &backend{answer: answers(errDown)}
+		b := New(d, Options{Logger: quiet(), Concurrent: 1})
+		wreck(t, b, get)
+		d.answer = slowly(DefaultTimeout/2, nil)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { _ = touch(t.Context(), b) })
+		synctest.Wait()
+		start := time.Now()
+		if err := get(t.Context(), b); !errors.Is(err, ErrOpen) || time.Since(start) != 0 {
+			t.Errorf("%v after %s", err, time.Since(start))
+		}
+	})
+}
+
 func TestFindHoldsNothingWhileItIsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &backend{answer: slowly(1500*time.Millisecond, nil), rows: 3}
@@ -204,6 +222,14 @@ func TestFindCountsOnce(t *testing.T) {
 		}
 		if reads, _ := b.States(); reads != HalfOpen {
 			t.Errorf("after one walk reads are %s", reads)
+		}
+		d.rows = 0 // nothing found is an answer, too
+		for range probes - 1 {
+			for range b.Find(t.Context(), store.Query{}) {
+			}
+		}
+		if reads, _ := b.States(); reads != Closed {
+			t.Errorf("after %d walks reads are %s", probes, reads)
 		}
 	})
 }
