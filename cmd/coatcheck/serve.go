@@ -23,7 +23,9 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewJSONHandler(con.err, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	lines := newLineWriter(con.err)
+	defer lines.Close()
+	logger := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.Log.Level}))
 	// net/http's transport tells the standard logger about bytes that an app sends
 	// unasked, and quotes them. They are not for the log, nor would the line be JSON.
 	log.SetOutput(io.Discard)
