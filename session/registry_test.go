@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -548,6 +549,44 @@ func TestReassert(t *testing.T) {
 			t.Errorf("%d more deletes", n)
 		}
 	})
+}
+
+// Where nobody tells of changes, a store that did not answer for a while is one that may
+// have failed over.
+func TestReassertWithoutAFeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		down := &switchedRegistry{Registry: r.memory}
+		r.Manager.Registry = down
+		r.run(t)
+		value := r.signIn("alice")
+		rec, _ := r.record(value)
+		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+			t.Fatal(err)
+		}
+		handle, _, _ := strings.Cut(value, ".")
+		down.down.Store(true)
+		time.Sleep(5 * time.Second)
+		if err := r.memory.Create(t.Context(), handle, rec.Value, idle); err != nil {
+			t.Fatal(err)
+		}
+		r.wantUser("alice", value)
+		down.down.Store(false)
+		time.Sleep(3 * upkeepEvery)
+		r.wantInvalid(value)
+	})
+}
+
+type switchedRegistry struct {
+	store.Registry
+	down atomic.Bool
+}
+
+func (s *switchedRegistry) Reap(ctx context.Context, limit int) ([]store.Entry, error) {
+	if s.down.Load() {
+		return nil, errDown
+	}
+	return s.Registry.Reap(ctx, limit)
 }
 
 func TestUpkeepIsBounded(t *testing.T) {

@@ -37,6 +37,7 @@ type upkeep struct {
 	left     []leftover
 	revoke   []revocation // oldest first
 	reassert time.Time    // revocations since then are due to be made again; zero for none
+	deaf     bool         // the store did not answer when it was asked last
 }
 
 // A leftover is a session that nobody was handed, or whose end could not be completed.
@@ -226,9 +227,14 @@ func (m *Manager) reap(ctx context.Context) (more bool) {
 	claimed, err := m.Registry.Reap(ctx, reapBatch)
 	if err != nil {
 		if ctx.Err() == nil {
+			m.upkeep.deaf = true
 			m.Logger.DebugContext(ctx, "reaping failed", "error", err)
 		}
 		return false
+	}
+	if m.upkeep.deaf { // a store without a feed has failed over, perhaps
+		m.upkeep.deaf = false
+		m.upkeep.missed()
 	}
 	for _, e := range claimed {
 		if e.Ending == store.ReasonExpired {
