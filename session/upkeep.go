@@ -18,7 +18,9 @@ const (
 	// that started together must not go on together.
 	upkeepEvery = time.Second
 	// reapBatch is how many entries a node claims at a time.
-	reapBatch = 100
+	reapBatch = 200
+	// atOnce is how many sessions a node looks at or finishes at once, beside requests.
+	atOnce = 8
 	// reassertFor is how far back revocations are made again after a gap in the feed, which
 	// may mean that the store has failed over and lost what it had acknowledged last.
 	reassertFor = time.Minute
@@ -102,7 +104,7 @@ func (m *Manager) Run(ctx context.Context) {
 		m.cache.trim(instantOf(time.Now()))
 		pause := upkeepEvery/2 + rand.N(upkeepEvery)
 		if more {
-			pause /= 20
+			pause /= 100
 		}
 		select {
 		case <-ctx.Done():
@@ -163,7 +165,7 @@ func (m *Manager) watchStreams(ctx context.Context) {
 			continue
 		}
 		var group errgroup.Group
-		group.SetLimit(8)
+		group.SetLimit(atOnce)
 		for _, handle := range m.streams.handles(m.cache, since) {
 			group.Go(func() error { m.check(handle); return nil })
 		}
@@ -236,16 +238,20 @@ func (m *Manager) reap(ctx context.Context) (more bool) {
 		m.upkeep.deaf = false
 		m.upkeep.missed()
 	}
+	var group errgroup.Group
+	group.SetLimit(atOnce)
 	for _, e := range claimed {
-		if e.Ending == store.ReasonExpired {
-			if relisted, err := m.relist(ctx, e); relisted || err != nil {
-				continue
+		group.Go(func() error {
+			if e.Ending == store.ReasonExpired {
+				if relisted, err := m.relist(ctx, e); relisted || err != nil {
+					return nil
+				}
 			}
-		}
-		if err := m.finish(ctx, e); err != nil {
-			continue // it is handed out again
-		}
+			_ = m.finish(ctx, e) // what fails is handed out again
+			return nil
+		})
 	}
+	_ = group.Wait()
 	return len(claimed) == reapBatch
 }
 
