@@ -70,6 +70,8 @@ const (
 	CodeUpstreamFailed Code = "upstream_failed"
 	// CodeUpstreamTimeout: the app did not answer in time. 504.
 	CodeUpstreamTimeout Code = "upstream_timeout"
+	// CodeUpstreamBusy: as many requests to the app are under way as may be. 503.
+	CodeUpstreamBusy Code = "upstream_busy"
 	// CodeInternal: a defect of ours. 500.
 	CodeInternal Code = "internal_error"
 )

@@ -235,7 +235,7 @@ type Endpoints struct {
 	Prefix string `yaml:"prefix"`
 }
 
-// Limits bound what a client may send.
+// Limits bound what a client may send, and what may be under way for all of them.
 type Limits struct {
 	// HeaderBytes bounds request line and header. Default 65536 bytes, from 4096 to
 	// 1048576.
@@ -245,6 +245,10 @@ type Limits struct {
 	URIBytes int `yaml:"uri_bytes"`
 	// Cookies bounds the number of cookies in a request. Default 256, from 16 to 4096.
 	Cookies int `yaml:"cookies"`
+	// UpstreamRequests bounds the requests that this node has under way to one app, which
+	// is an Upstream of any number of routes; WebSockets and event streams that are open
+	// don't count. Default 1000, at most 1000000; 0 is no bound.
+	UpstreamRequests int `yaml:"upstream_requests"`
 }
 
 // Timeouts are those of the proxy's listener.
@@ -300,7 +304,7 @@ func (c *Config) defaults() {
 			PreferredUsername: "X-Forwarded-Preferred-Username",
 		},
 		Endpoints: Endpoints{Prefix: "/oauth2"},
-		Limits:    Limits{HeaderBytes: 64 << 10, URIBytes: 16 << 10, Cookies: 256},
+		Limits:    Limits{HeaderBytes: 64 << 10, URIBytes: 16 << 10, Cookies: 256, UpstreamRequests: 1000},
 		Timeouts:  Timeouts{ReadHeader: 10 * time.Second, Idle: 2 * time.Minute},
 		Shutdown:  Shutdown{Delay: 3 * time.Second, Grace: 30 * time.Second},
 		Log:       Log{Level: slog.LevelInfo, Access: true},

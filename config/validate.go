@@ -296,6 +296,7 @@ func (v *validator) bounds() {
 		v.whole("limits.uri_bytes", l.URIBytes, 256, most)
 	}
 	v.whole("limits.cookies", l.Cookies, 16, 4096)
+	v.whole("limits.upstream_requests", l.UpstreamRequests, 0, 1_000_000)
 	v.between("timeouts.read_header", t.ReadHeader, 100*time.Millisecond, 5*time.Minute)
 	v.between("timeouts.idle", t.Idle, time.Second, time.Hour)
 	v.between("shutdown.delay", s.Delay, 0, 10*time.Minute)

@@ -224,6 +224,23 @@ func (m *Metrics) Cache(stats func() CacheStats) {
 		}))
 }
 
+// Upstream adds an app, by its configured URL: how many requests are under way to it, and how
+// many were refused because of that so far. It is called once for each app.
+func (m *Metrics) Upstream(url string, underWay func() int, refused func() uint64) {
+	labels := prometheus.Labels{"upstream": url}
+	m.registry.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "coatcheck_upstream_requests",
+			Help:        "Requests under way to an app now, without open WebSockets and event streams.",
+			ConstLabels: labels,
+		}, func() float64 { return float64(underWay()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name:        "coatcheck_upstream_refused_total",
+			Help:        "Requests that were refused because as many as may be were under way to the app.",
+			ConstLabels: labels,
+		}, func() float64 { return float64(refused()) }))
+}
+
 // Breaker adds the state of the breakers in front of the store, of calls that read and of
 // those that write: 0 closed, 1 half-open, 2 open. It is called once.
 func (m *Metrics) Breaker(reads, writes func() int) {

@@ -95,6 +95,19 @@ func TestEvents(t *testing.T) {
 	})
 }
 
+func TestUpstreams(t *testing.T) {
+	m := newTest()
+	for i, app := range []string{"http://a:1", "http://b:2"} {
+		m.Upstream(app, func() int { return i + 1 }, func() uint64 { return uint64(i + 3) })
+	}
+	wantLines(t, m, map[string]bool{
+		"coatcheck_upstream_requests{upstream=\"http://a:1\"} 1\n":      true,
+		"coatcheck_upstream_requests{upstream=\"http://b:2\"} 2\n":      true,
+		"coatcheck_upstream_refused_total{upstream=\"http://a:1\"} 3\n": true,
+		"coatcheck_upstream_refused_total{upstream=\"http://b:2\"} 4\n": true,
+	})
+}
+
 func TestCacheAndBreaker(t *testing.T) {
 	m := newTest()
 	stats := CacheStats{Hits: 1, Misses: 2, Stale: 3, Bytes: 4}

@@ -160,6 +160,11 @@ var answers = map[coatcheck.Code]answer{
 		"The application behind this address did not answer in time.",
 		"Try again in a moment.", actionReload,
 	},
+	coatcheck.CodeUpstreamBusy: {
+		503, slog.LevelWarn, "The application is busy",
+		"You are in the right place, but the application behind this address has more to do than it can keep up with.",
+		"Try again in a few seconds.", actionReload,
+	},
 	coatcheck.CodeInternal: {
 		500, slog.LevelError, "Something went wrong here",
 		"This is this site's fault, not yours.",

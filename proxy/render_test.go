@@ -75,6 +75,7 @@ func TestUnknownIsNeitherLogoutNorAccess(t *testing.T) {
 		coatcheck.CodeMisdirected:     421,
 		coatcheck.CodeUpstreamFailed:  502,
 		coatcheck.CodeUpstreamTimeout: 504,
+		coatcheck.CodeUpstreamBusy:    503,
 	} {
 		if got := answers[code].status; got != want {
 			t.Errorf("%s: status %d, want %d", code, got, want)

@@ -9,6 +9,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -39,6 +40,7 @@ type Options struct {
 	Jar       *cookie.Jar       // whose cookies never pass, either way
 	Transport http.RoundTripper // shared between upstreams of the same timeout; see NewTransport
 	Streams   *Streams          // shared; where open WebSockets and event streams are kept
+	Bulkhead  *Bulkhead         // shared between upstreams of the same app; nil: no bound
 }
 
 // NewTransport returns a transport for plain HTTP/1.1 between a proxy and few busy
@@ -132,6 +134,7 @@ type Session interface {
 //   - CodeForbiddenOrigin, CodeUpgradeRequired: a WebSocket handshake that is refused;
 //     the app was not asked. An answer to the second names the version, 13.
 //   - CodeMalformed: a broken handshake, or a request body that can't be read.
+//   - CodeUpstreamBusy: Options.Bulkhead has no place; the app was not asked.
 //   - CodeUpstreamFailed, CodeUpstreamTimeout: the app can't be reached, talks nonsense,
 //     or does not answer in time.
 //   - CodeUnknown: the client went away.
@@ -145,6 +148,12 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 	ex := &exchange{ResponseWriter: w, up: u, in: r, call: c}
 	if err := ex.handshake(); err != nil {
 		return err
+	}
+	if b := u.options.Bulkhead; b != nil {
+		if !b.enter() {
+			return coatcheck.E(coatcheck.CodeUpstreamBusy, "upstream.forward", fmt.Errorf("%d requests to %s are under way", b.UnderWay(), u.host))
+		}
+		ex.place = b
 	}
 	defer ex.end()
 	if r.ContentLength != 0 {
@@ -193,6 +202,7 @@ type exchange struct {
 	early     http.Header   // header of informational answers, which go nowhere
 	body      answerBody    // the answer's body
 	tunnel    *tunnel       // after a 101
+	place     *Bulkhead     // where a place is to be given back; nil: nowhere, or not any more
 	stream    stream        // what is kept in Streams
 	release   func()        // of Call.Session
 	mu        sync.Mutex    // held to close done
@@ -259,6 +269,7 @@ func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
 
 // open keeps s in Streams until the exchange ends, and ends it with its session.
 func (ex *exchange) open(s stream) {
+	ex.leave()
 	ex.stream, ex.done = s, make(chan struct{})
 	ex.up.options.Streams.add(s)
 	if ex.call.Session == nil {
@@ -276,7 +287,16 @@ func (ex *exchange) open(s stream) {
 	})
 }
 
+// leave gives back the exchange's place in the bulkhead.
+func (ex *exchange) leave() {
+	if ex.place != nil {
+		ex.place.leave()
+		ex.place = nil
+	}
+}
+
 func (ex *exchange) end() {
+	ex.leave()
 	if ex.stream != nil {
 		ex.up.options.Streams.remove(ex.stream)
 		ex.mu.Lock()

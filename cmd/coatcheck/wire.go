@@ -50,6 +50,9 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 		return nil, err
 	}
 	counts := metrics.New(version(), streams.Count, sites.broken)
+	for url, b := range sites.bulkheads {
+		counts.Upstream(url, b.UnderWay, b.Refused)
+	}
 	driver, err := openStore(ctx, cfg.Store, logger)
 	if err != nil {
 		return nil, err
@@ -258,6 +261,8 @@ type sites struct {
 	table *route.Table[proxy.Route]
 	hosts []string // the hosts that are ours
 	apps  []*upstream.Upstream
+	// bulkheads has one for each app, by its URL.
+	bulkheads map[string]*upstream.Bulkhead
 }
 
 // broken counts the answers that apps broke off.
@@ -270,7 +275,7 @@ func (s *sites) broken() int64 {
 }
 
 func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (*sites, error) {
-	s := &sites{}
+	s := &sites{bulkheads: map[string]*upstream.Bulkhead{}}
 	var entries []route.Entry[proxy.Route]
 	transports := map[time.Duration]http.RoundTripper{} // idle connections are shared
 	for _, r := range cfg.Routes {
@@ -284,6 +289,10 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (
 			if transports[r.Timeout] == nil {
 				transports[r.Timeout] = upstream.NewTransport(r.Timeout)
 			}
+			app := r.Upstream.String()
+			if s.bulkheads[app] == nil {
+				s.bulkheads[app] = upstream.NewBulkhead(cfg.Limits.UpstreamRequests)
+			}
 			target.Upstream = upstream.New(upstream.Options{
 				URL:          r.Upstream,
 				StripPrefix:  stripped(r),
@@ -293,6 +302,7 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (
 				Jar:          jar,
 				Transport:    transports[r.Timeout],
 				Streams:      streams,
+				Bulkhead:     s.bulkheads[app],
 			})
 			s.apps = append(s.apps, target.Upstream)
 		}
