@@ -11,7 +11,8 @@ import (
 )
 
 // check asks the servers that were reached whether they are set up as coatcheck needs
-// it. The error of one that is not says what to change.
+// it. The error of one that is not says what to change. Those that don't answer are not
+// in use either; one answers at least.
 func (s *Store) check(ctx context.Context, client rueidis.Client, o rueidis.ClientOption) error {
 	clustered := !o.ForceSingleClient && o.Sentinel.MasterSet == ""
 	if clustered && client.Mode() != rueidis.ClientModeCluster {
@@ -19,32 +20,48 @@ func (s *Store) check(ctx context.Context, client rueidis.Client, o rueidis.Clie
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	warned, answered := false, 0
-	var silent error
-	for addr, node := range client.Nodes() {
-		settings, err := node.Do(ctx, node.B().ConfigGet().Parameter("timeout").Build()).AsStrMap()
-		if said, is := rueidis.IsRedisErr(err); is {
+	nodes := client.Nodes()
+	type answer struct {
+		addr     string
+		settings map[string]string
+		err      error
+	}
+	answers := make(chan answer, len(nodes))
+	for addr, node := range nodes {
+		go func() {
+			settings, err := node.Do(ctx, node.B().ConfigGet().Parameter("timeout").Build()).AsStrMap()
+			answers <- answer{addr, settings, err}
+		}()
+	}
+	answered, forbidden := 0, answer{}
+	var silent, wrong error
+	for range len(nodes) {
+		switch a := <-answers; {
+		case a.err == nil:
 			answered++
-			if !warned {
-				warned = true
-				s.log.Warn("Redis does not tell its setting timeout (CONFIG GET); it must be 0, or longer than store.redis.timeout",
-					"server", addr, "error", stripped(said))
-			}
-			continue
-		}
-		if err != nil {
-			silent = err
-			continue
-		}
-		answered++
-		if err := s.checkIdleTimeout(addr, settings["timeout"]); err != nil {
-			return err
+			wrong = errors.Join(wrong, s.checkIdleTimeout(a.addr, a.settings["timeout"]))
+		case isRedisErr(a.err):
+			answered++
+			forbidden = a
+		default:
+			silent = a.err
 		}
 	}
-	if answered == 0 {
+	switch {
+	case answered == 0:
 		return silent
+	case wrong != nil:
+		return wrong
+	case forbidden.err != nil:
+		s.log.Warn("Redis does not tell its setting timeout (CONFIG GET); it must be 0, or longer than store.redis.timeout",
+			"server", forbidden.addr, "error", stripped(forbidden.err))
 	}
 	return nil
+}
+
+func isRedisErr(err error) bool {
+	_, is := rueidis.IsRedisErr(err)
+	return is
 }
 
 // checkIdleTimeout makes sure that the server does not end connections for being idle.

@@ -15,72 +15,90 @@ import (
 const clusterSlots = 16384
 
 // hearCluster asks all nodes who they are, and returns once the primaries of all slots
-// have answered: who serves which slots, and whether one is moving to a node that serves
-// none yet. Each primary speaks for itself, and one that has lost the others, and may
-// have been replaced, for nobody.
-func hearCluster(ctx context.Context, client rueidis.Client, under *sync.WaitGroup) (string, bool, error) {
+// have answered: what changes when the slots or their primaries do, and whether a slot
+// is moving to a node that was not heard. Each primary speaks for itself, and one that
+// has lost the others, and may have been replaced, for nobody.
+func hearCluster(ctx context.Context, client rueidis.Client, under *sync.WaitGroup) (primaries string, moving bool, err error) {
 	nodes := client.Nodes()
 	answers := make(chan clusterAnswer, len(nodes))
 	for _, node := range nodes {
 		under.Go(func() { answers <- askNode(ctx, node) })
 	}
-	var (
-		primaries []clusterNode
-		served    [clusterSlots]bool
-		missing   = clusterSlots
-		last      error
-	)
+	var heard rollCall
 	for range len(nodes) {
 		a := <-answers
-		if a.err != nil {
-			last = a.err
+		if a.err != nil { // a replica may be down, or just no longer known as one
+			err = a.err
 			continue
 		}
-		if !a.node.primary {
-			continue
+		if err := heard.add(a.node); err != nil {
+			return "", false, err
 		}
-		for _, r := range a.node.slots {
-			for slot := r.first; slot <= r.last; slot++ {
-				if served[slot] {
-					return "", false, errors.New("two primaries serve one slot")
-				}
-				served[slot] = true
-				missing--
-			}
-		}
-		if len(a.node.slots) > 0 {
-			primaries = append(primaries, a.node)
-		}
-		if missing == 0 {
-			names, moving := summary(primaries)
-			return names, moving, nil
+		if heard.slots == clusterSlots {
+			return heard.names(), heard.moving(), nil
 		}
 	}
-	if last == nil {
-		last = fmt.Errorf("%d slots are served by nobody", missing)
+	if err == nil {
+		err = fmt.Errorf("%d slots are served by nobody", clusterSlots-heard.slots)
 	}
-	return "", false, last
+	return "", false, err
 }
 
-// summary names what changes when the slots or their primaries do.
-func summary(primaries []clusterNode) (names string, moving bool) {
-	lines, ids := make([]string, len(primaries)), make(map[string]bool, len(primaries))
-	for i, p := range primaries {
-		lines[i], ids[p.id] = p.line, true
+// A rollCall collects the primaries that have answered.
+type rollCall struct {
+	primaries []clusterNode
+	served    [clusterSlots]bool
+	slots     int // how many are served
+}
+
+var errTwoPrimaries = errors.New("two nodes say that they serve a slot")
+
+func (r *rollCall) add(n clusterNode) error {
+	if !n.primary || len(n.slots) == 0 {
+		return nil
 	}
-	slices.Sort(lines)
-	for _, p := range primaries {
-		for _, id := range p.movingTo {
-			moving = moving || !ids[id]
+	r.primaries = append(r.primaries, n)
+	for _, some := range n.slots {
+		for slot := some.first; slot <= some.last; slot++ {
+			if r.served[slot] {
+				return errTwoPrimaries
+			}
+			r.served[slot] = true
+			r.slots++
 		}
 	}
-	return strings.Join(lines, "\n"), moving
+	return nil
+}
+
+// names returns the same for the same primaries with the same slots.
+func (r *rollCall) names() string {
+	lines := make([]string, len(r.primaries))
+	for i, p := range r.primaries {
+		lines[i] = p.line
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// moving says whether a slot is on its way to a node that has none yet: what is changed
+// there already is not told by those who have answered.
+func (r *rollCall) moving() bool {
+	for _, from := range r.primaries {
+		for _, to := range from.movingTo {
+			if !slices.ContainsFunc(r.primaries, func(p clusterNode) bool { return p.id == to }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 type clusterAnswer struct {
 	node clusterNode
 	err  error
 }
+
+var errLostCluster = errors.New("a node has lost the rest of the cluster")
 
 func askNode(ctx context.Context, node rueidis.Client) clusterAnswer {
 	answers := node.DoMulti(ctx, node.B().ClusterInfo().Build(), node.B().ClusterNodes().Build())
@@ -89,7 +107,7 @@ func askNode(ctx context.Context, node rueidis.Client) clusterAnswer {
 		return clusterAnswer{err: err}
 	}
 	if !strings.Contains(info, "cluster_state:ok") {
-		return clusterAnswer{err: errors.New("a node has lost the cluster")}
+		return clusterAnswer{err: errLostCluster}
 	}
 	nodes, err := answers[1].ToString()
 	if err != nil {

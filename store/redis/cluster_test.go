@@ -57,23 +57,23 @@ func TestCluster(t *testing.T) {
 		TLS:       &TLS{CAFile: certs.CAFile, CertFile: certs.CertFile, KeyFile: certs.KeyFile},
 		Password:  password,
 		KeyPrefix: "feed:",
-		Timeout:   500 * time.Millisecond,
 	}
 
 	// No operation of the suite names keys of two slots.
 	t.Run("Conformance", func(t *testing.T) {
-		storetest.RunBackend(t, storetest.BackendHarness{Open: opener[store.Backend](opts)})
+		storetest.Run(t, storetest.Harness{Open: opener[store.Store](opts)})
+		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts)})
 	})
 
 	// A-Z4
 	t.Run("Reshard", func(t *testing.T) {
 		here, there := open(t, opts), open(t, opts)
 		ctx := t.Context()
-		// A hundred records of one slot, which moves to a node that has none.
+		// Records of one slot, which moves to a node that has none.
 		var keys []string
 		slot := env.Slot(here.valueKey("k0"))
 		for i := 0; len(keys) < 20; i++ {
-			if key := fmt.Sprint("k", i); env.Slot(here.valueKey(key)) == slot {
+			if key := fmt.Sprint("k", i); slotOf(here.valueKey(key)) == slot {
 				keys = append(keys, key)
 				if err := there.Create(ctx, key, []byte(key), time.Hour); err != nil {
 					t.Fatal(err)
@@ -94,6 +94,12 @@ func TestCluster(t *testing.T) {
 		}
 		to := env.Nodes()[3]
 		env.BeginMigration(slot, to)
+		resets := e.heardResets()
+		e.waitCurrent()
+		e.waitCurrent()
+		if e.heardResets() < resets+2 {
+			t.Error("no Reset at each beat while a slot moves to a node that is not heard")
+		}
 		env.MoveKeys(slot, to, len(keys)) // half of them, for each has two
 		check("half moved")
 		replaced, err := there.Get(ctx, keys[0])
@@ -122,6 +128,11 @@ func TestCluster(t *testing.T) {
 		stop()
 		e.waitCurrent()
 		check("afterwards")
+
+		// Between nodes that are heard, a slot that has moved is one Reset.
+		resets = e.heardResets()
+		env.Migrate(slot, env.Nodes()[0])
+		eventually(t, "Reset", func() bool { return e.heardResets() > resets })
 	})
 
 	t.Run("Failover", func(t *testing.T) {
@@ -140,10 +151,38 @@ func TestCluster(t *testing.T) {
 		env.WaitServing()
 	})
 
-	t.Run("DownAtOpen", func(t *testing.T) {
-		for _, node := range env.Nodes() {
-			node.Stop()
+	t.Run("Outages", func(t *testing.T) {
+		each := func(do func(*testenv.Redis)) {
+			for _, node := range env.Nodes() {
+				do(node)
+			}
 		}
+		outages := []storetest.Outage{
+			{Name: "hung", Begin: func(testing.TB) func() {
+				each((*testenv.Redis).Pause)
+				return func() { each((*testenv.Redis).Resume) }
+			}},
+			{Name: "killed", Begin: func(testing.TB) func() {
+				each((*testenv.Redis).Kill)
+				return func() { each((*testenv.Redis).Restart) }
+			}},
+		}
+		hasty := opts
+		hasty.Timeout = 300 * time.Millisecond
+		storetest.Run(t, storetest.Harness{Open: opener[store.Store](hasty), Outages: outages})
+	})
+
+	t.Run("DownAtOpen", func(t *testing.T) {
+		last := env.Owner(0)
+		lone := open(t, opts).redis().Nodes()[last.Addr()]
+		for _, node := range env.Nodes() {
+			if node != last {
+				node.Stop()
+			}
+		}
+		// Whoever has lost the others may have been replaced.
+		eventually(t, "the last node speaks for nobody", func() bool { return askNode(t.Context(), lone).err == errLostCluster })
+		last.Stop()
 		s := open(t, opts)
 		if err := s.Ping(t.Context()); err == nil {
 			t.Error("Ping succeeded without a node")
@@ -190,17 +229,56 @@ func TestParseSelf(t *testing.T) {
 	}
 }
 
-// A slot on its way to a primary that has answered is heard of there; on its way to one
-// that serves nothing yet it is not.
-func TestSummary(t *testing.T) {
-	a := clusterNode{id: "a", line: "a 1 0-10", movingTo: []string{"b"}}
-	b := clusterNode{id: "b", line: "b 2 11-20"}
-	first, moving := summary([]clusterNode{a, b})
-	if second, _ := summary([]clusterNode{b, a}); first != second || moving {
-		t.Errorf("summary: %q and %q, moving %t", first, second, moving)
+func TestRollCall(t *testing.T) {
+	all := clusterNode{id: "a", line: "a 1 0-16383", primary: true, slots: []slotRange{{0, clusterSlots - 1}}}
+	low := clusterNode{id: "b", line: "b 1 0-9", primary: true, slots: []slotRange{{0, 5}, {6, 9}}, movingTo: []string{"c"}}
+	high := clusterNode{id: "c", line: "c 1 10-16383", primary: true, slots: []slotRange{{10, clusterSlots - 1}}}
+	lowReplica, none := low, clusterNode{id: "d", line: "d 1", primary: true}
+	lowReplica.primary = false
+	toNone := high
+	toNone.movingTo = []string{"d"}
+	for _, tc := range []struct {
+		name   string
+		nodes  []clusterNode
+		slots  int
+		names  string
+		moving bool
+		err    error
+	}{
+		{"one", []clusterNode{all}, clusterSlots, "a 1 0-16383", false, nil},
+		{"two", []clusterNode{low, high}, clusterSlots, "b 1 0-9\nc 1 10-16383", false, nil},
+		{"in another order", []clusterNode{none, high, low}, clusterSlots, "b 1 0-9\nc 1 10-16383", false, nil},
+		{"not all, and a slot that moves to one unheard", []clusterNode{low}, 10, "b 1 0-9", true, nil},
+		{"a slot that moves to one without slots", []clusterNode{low, none, toNone}, clusterSlots, "b 1 0-9\nc 1 10-16383", true, nil},
+		{"a replica speaks for nobody", []clusterNode{lowReplica, high}, clusterSlots - 10, "c 1 10-16383", false, nil},
+		{"two of one slot", []clusterNode{low, all}, 10, "a 1 0-16383\nb 1 0-9", true, errTwoPrimaries},
+	} {
+		var r rollCall
+		var err error
+		for _, n := range tc.nodes {
+			err = errors.Join(err, r.add(n))
+		}
+		if r.slots != tc.slots || r.names() != tc.names || r.moving() != tc.moving || !errors.Is(err, tc.err) {
+			t.Errorf("%s: %d slots, %q, moving %t, %v", tc.name, r.slots, r.names(), r.moving(), err)
+		}
 	}
-	a.movingTo = []string{"c"}
-	if _, moving := summary([]clusterNode{a, b}); !moving {
-		t.Error("a slot that moves to a stranger is not moving")
+}
+
+// slotOf is that of a key, as the specification of Redis Cluster has it: the CRC16
+// (XMODEM) of what stands between the first brace and the next that closes.
+func slotOf(key string) int {
+	_, key, _ = strings.Cut(key, "{")
+	key, _, _ = strings.Cut(key, "}")
+	var crc uint16
+	for _, b := range []byte(key) {
+		crc ^= uint16(b) << 8
+		for range 8 {
+			if carry := crc&0x8000 != 0; carry {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
 	}
+	return int(crc % clusterSlots)
 }

@@ -21,7 +21,7 @@ const (
 	clusterRefresh = 10 * time.Second
 	// sentinelRefresh is how often sentinels are asked for the primary, in case that
 	// word of a failover was lost.
-	sentinelRefresh = 2 * time.Second
+	sentinelRefresh = 5 * time.Second
 	// maxRedirects bounds how often a cluster sends one command on.
 	maxRedirects = 8
 	// Between two attempts to reach a server for the first time.

@@ -135,8 +135,12 @@ func (s *Store) hear(ctx context.Context, under *sync.WaitGroup) (hearing, error
 	return now, err
 }
 
+// protocol is the version of RESP that connections speak anyway.
+const protocol = 3
+
+// hearPrimary asks a server that is no part of a cluster.
 func hearPrimary(ctx context.Context, client rueidis.Client) error {
-	answer, err := client.Do(ctx, client.B().Hello().Build()).AsMap()
+	answer, err := client.Do(ctx, client.B().Hello().Protover(protocol).Build()).AsMap()
 	if err != nil {
 		return err
 	}

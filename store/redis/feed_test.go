@@ -126,6 +126,7 @@ func (e *ear) heardResets() int {
 const testBeat = 50 * time.Millisecond
 
 func TestWatcherConformance(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartRedis(t, testenv.RedisOptions{Persist: true})
 	storetest.RunWatcher(t, storetest.WatcherHarness{
 		Open:    opener[storetest.WatchedStore](Options{URL: server.URL(), Timeout: 300 * time.Millisecond}),

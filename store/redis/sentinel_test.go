@@ -3,7 +3,6 @@ package redis
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store"
@@ -25,7 +24,6 @@ func TestSentinel(t *testing.T) {
 		},
 		TLS:      &TLS{CAFile: certs.CAFile, CertFile: certs.CertFile, KeyFile: certs.KeyFile},
 		Password: password,
-		Timeout:  500 * time.Millisecond,
 	}
 	failover := storetest.Outage{Name: "failover", Begin: func(t testing.TB) func() {
 		old := env.Primary()
@@ -73,9 +71,7 @@ func TestSentinel(t *testing.T) {
 	})
 
 	t.Run("Conformance", func(t *testing.T) {
-		storetest.RunBackend(t, storetest.BackendHarness{Open: opener[store.Backend](opts)})
-	})
-	t.Run("Failover", func(t *testing.T) {
-		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts), Outages: []storetest.Outage{failover}})
+		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts)})
+		storetest.Run(t, storetest.Harness{Open: opener[store.Store](opts), Outages: []storetest.Outage{failover}})
 	})
 }
