@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -128,7 +129,10 @@ func TestBulkheadPlacesComeBack(t *testing.T) {
 	hang := newHanging(t)
 	gone := httptest.NewServer(nil)
 	gone.Close()
-	breaksOff := testenv.Record(t, testenv.Answer("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"))
+	breaksOff := testenv.Record(t, func(conn net.Conn, _ string) bool {
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+		return false
+	})
 	for name, tt := range map[string]struct {
 		app  string
 		send func(*rig)
