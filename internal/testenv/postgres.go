@@ -23,6 +23,9 @@ const PostgresUser = "coatcheck"
 type PostgresOptions struct {
 	// Password is asked of PostgresUser (SCRAM-SHA-256).
 	Password string
+	// Certificates make it take TLS alone, from clients with a certificate of the same
+	// authority.
+	Certificates *Certificates
 	// Fsync makes a commit wait for the disk. Without it Kill loses nothing either, for
 	// the kernel survives.
 	Fsync bool
@@ -49,17 +52,18 @@ func StartPostgres(t testing.TB, opts PostgresOptions) *Postgres {
 	if opts.Password == "" {
 		args = append(args, "--auth=trust")
 	} else {
-		file := filepath.Join(filepath.Dir(p.dir), "password")
-		if err := os.WriteFile(file, []byte(opts.Password), 0o600); err != nil {
-			t.Fatalf("testenv: %v", err)
-		}
-		p.tool.own(t, file)
+		file := p.write("../password", []byte(opts.Password))
 		args = append(args, "--auth=scram-sha-256", "--pwfile", file)
 	}
 	p.tool.run(t, "initdb", args...)
-	settings := opts.Config
+	settings := slices.Clone(opts.Config)
 	if !opts.Fsync {
-		settings = append(slices.Clone(settings), "fsync=off")
+		settings = append(settings, "fsync=off")
+	}
+	if c := opts.Certificates; c != nil {
+		settings = append(settings, "ssl=on", "ssl_ca_file="+p.copyIn(c.CAFile, "ca.pem"),
+			"ssl_cert_file="+p.copyIn(c.CertFile, "cert.pem"), "ssl_key_file="+p.copyIn(c.KeyFile, "key.pem"))
+		p.write("pg_hba.conf", []byte("hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n"))
 	}
 	p.start(settings...)
 	return p
@@ -110,6 +114,28 @@ func (p *Postgres) start(settings ...string) {
 	path, args := p.tool.command("postgres", args...)
 	p.cmd = Command{Path: path, Args: args, Dir: p.dir, Ready: p.ready, Within: time.Minute}
 	p.Restart()
+}
+
+// write makes a file in the cluster's folder that the server can read, and returns its
+// path.
+func (p *Postgres) write(name string, content []byte) string {
+	p.t.Helper()
+	file := filepath.Join(p.dir, name)
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		p.t.Fatalf("testenv: %v", err)
+	}
+	p.tool.own(p.t, file)
+	return file
+}
+
+// copyIn copies a file into the cluster's folder.
+func (p *Postgres) copyIn(file, name string) string {
+	p.t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		p.t.Fatalf("testenv: %v", err)
+	}
+	return p.write(name, content)
 }
 
 // ready returns nil once the server takes connections. A hot standby does, too.

@@ -47,7 +47,7 @@ type ear struct {
 // Bounds of the pause before a connection is tried again.
 const (
 	shortestPause = 20 * time.Millisecond
-	longestPause  = 2 * time.Second
+	longestPause  = 500 * time.Millisecond
 )
 
 // listen listens until ctx ends, and returns its error.

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/coatcheck/coatcheck"
 )
@@ -64,8 +64,9 @@ var parameters = []string{
 // name of a channel.
 var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,29}$`)
 
-// config returns how to connect, and the schema. No error repeats the URL.
-func (o Options) config(timeout time.Duration) (*pgx.ConnConfig, string, error) {
+// config returns the pool, without the number of its connections, and the schema. No error
+// repeats the URL.
+func (o Options) config(timeout time.Duration) (*pgxpool.Config, string, error) {
 	settings, err := parseURL(o.URL)
 	if err != nil {
 		return nil, "", err
@@ -77,10 +78,12 @@ func (o Options) config(timeout time.Duration) (*pgx.ConnConfig, string, error) 
 	application := settings["application_name"]
 	delete(settings, "search_path")
 	delete(settings, "application_name")
-	c, err := pgx.ParseConfig(keywords(settings))
+	pool, err := pgxpool.ParseConfig(keywords(settings))
 	if err != nil {
 		return nil, "", explain(err)
 	}
+	pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 10
+	c := pool.ConnConfig
 	c.Password = o.Password.Reveal()
 	millis := strconv.FormatInt(max(timeout.Milliseconds(), 1), 10)
 	// Only what stands here, whatever the environment says.
@@ -104,7 +107,7 @@ func (o Options) config(timeout time.Duration) (*pgx.ConnConfig, string, error) 
 		// given up, so that the next ones lead to the new primary.
 		return err.Code != codeReadOnly && fatal(conn, err)
 	}
-	return c, schema, nil
+	return pool, schema, nil
 }
 
 // explain keeps what pgx says of a wrong parameter and leaves out what it repeats.

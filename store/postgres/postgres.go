@@ -21,6 +21,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -66,20 +68,15 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if s.config, s.schema, err = opts.config(s.timeout); err != nil {
+	pool, schema, err := opts.config(s.timeout)
+	if err != nil {
 		return nil, err
 	}
-	pool, err := pgxpool.ParseConfig("")
-	if err != nil {
-		return nil, explain(err)
-	}
-	pool.ConnConfig = s.config.Copy()
+	s.schema, s.config = schema, pool.ConnConfig.Copy()
 	pool.MaxConns = DefaultMaxConns
 	if opts.MaxConns > 0 {
-		pool.MaxConns = int32(min(opts.MaxConns, 10_000))
+		pool.MaxConns = int32(min(opts.MaxConns, math.MaxInt32))
 	}
-	pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 10
 	if s.pool, err = pgxpool.NewWithConfig(ctx, pool); err != nil {
 		return nil, err
 	}
@@ -110,13 +107,10 @@ func (s *Store) read(ctx context.Context, op string, do statement) error {
 	return wrap(op, err)
 }
 
-// write runs a statement that changes something. It is run a second time only if nothing
-// of the first was sent, or its transaction can't have been committed.
+// write runs a statement that changes something, once. pgconn.SafeToRetry is not asked: of
+// a COMMIT that was sent and whose answer was lost it says that it is.
 func (s *Store) write(ctx context.Context, op string, do statement) error {
-	lost, err := s.run(ctx, do)
-	if lost && pgconn.SafeToRetry(err) {
-		_, err = s.run(ctx, do)
-	}
+	_, err := s.run(ctx, do)
 	return wrap(op, err)
 }
 
@@ -144,24 +138,15 @@ func (s *Store) run(ctx context.Context, do statement) (lost bool, err error) {
 
 // SQLSTATE codes that are told apart.
 const (
-	codeReadOnly        = "25006"
-	codeNoSchema        = "3F000"
-	codeNoTable         = "42P01"
-	codeNoRight         = "42501"
-	codeDuplicateSchema = "42P06"
+	codeReadOnly = "25006"
+	codeNoSchema = "3F000"
+	codeNoTable  = "42P01"
+	codeNoRight  = "42501"
 )
 
 func hasCode(err error, codes ...string) bool {
 	var e *pgconn.PgError
-	if !errors.As(err, &e) {
-		return false
-	}
-	for _, code := range codes {
-		if e.Code == code {
-			return true
-		}
-	}
-	return false
+	return errors.As(err, &e) && slices.Contains(codes, e.Code)
 }
 
 // wrap names op in an error, unless the error is an outcome.

@@ -64,4 +64,3 @@ func TestConformance(t *testing.T) {
 		},
 	})
 }
-

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/coatcheck/coatcheck/store"
 )
 
 const (
@@ -67,4 +69,47 @@ func (s *Store) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Reap implements store.Registry. Nodes that reap at once share the work: none waits for
+// what another one claims.
+func (s *Store) Reap(ctx context.Context, limit int) ([]store.Entry, error) {
+	var claimed []store.Entry
+	// Of what is due, the entries that were renewed are only moved to their new end. They
+	// don't count, so there may be more to claim behind them.
+	for began := time.Now(); len(claimed) < limit && time.Since(began) < s.timeout; {
+		looked := 0
+		err := s.write(ctx, "reap", func(ctx context.Context, conn *pgx.Conn) error {
+			rows, err := conn.Query(ctx, `
+				WITH picked AS (
+					SELECT tenant, user_id, id FROM entries WHERE due <= statement_timestamp()
+					ORDER BY due LIMIT $1 FOR UPDATE SKIP LOCKED)
+				UPDATE entries e
+				SET ending = CASE WHEN ending <> '' THEN ending WHEN expires <= statement_timestamp() THEN $2 ELSE '' END,
+					due = CASE WHEN ending = '' AND expires > statement_timestamp() THEN expires
+						ELSE statement_timestamp() + $3::interval END
+				FROM picked p
+				WHERE e.tenant = p.tenant AND e.user_id = p.user_id AND e.id = p.id
+				RETURNING e.id, e.tenant, e.user_id, app, sid, record, data, started, seen, expires, ending`,
+				limit-len(claimed), store.ReasonExpired, store.ClaimLife)
+			if err != nil {
+				return err
+			}
+			page, err := pgx.CollectRows(rows, scanEntry)
+			looked = len(page)
+			for _, e := range page {
+				if e.Ending != "" {
+					claimed = append(claimed, e)
+				}
+			}
+			return err
+		})
+		if err != nil && len(claimed) == 0 {
+			return nil, err
+		}
+		if err != nil || looked == 0 {
+			break
+		}
+	}
+	return claimed, nil
 }

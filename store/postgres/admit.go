@@ -1,0 +1,244 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// Reasons that Admit marks entries with.
+const (
+	reasonEvicted  = "evicted"
+	reasonReplaced = "replaced"
+)
+
+// A listed is an entry as Admit looks at it.
+type listed struct {
+	id, app       string
+	started, seen time.Time
+	seat          *int16
+	counts        bool // it is neither ending nor expired
+}
+
+// Admit implements store.Registry.
+func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
+	err := store.CheckEntry(e)
+	if err == nil && replaces != "" {
+		err = store.CheckQuery(store.Query{Tenant: e.Tenant, ID: replaces})
+	}
+	if err != nil {
+		return nil, wrap("admit", err)
+	}
+	var ending []store.Entry
+	err = s.write(ctx, "admit", func(ctx context.Context, conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			ofUser, err := s.lockAndList(ctx, tx, e, limits, replaces)
+			if err != nil {
+				return err
+			}
+			victims, err := giveWay(ofUser, e, limits, replaces)
+			if err != nil {
+				return err
+			}
+			seat, inherited := inherit(ofUser, e, replaces)
+			if !inherited && limits.Total > 0 {
+				if err := checkTotal(ctx, tx, e.Tenant, limits.Total); err != nil {
+					return err
+				}
+			}
+			ending, err = admit(ctx, tx, admission{e, ttl, victims, replaces, seat, inherited})
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ending, nil
+}
+
+// lockAndList takes the locks and returns the user's entries that matter. Whoever is to
+// keep to a total is alone with the tenant's count; others only keep those out.
+func (s *Store) lockAndList(ctx context.Context, tx pgx.Tx, e store.Entry, limits store.Limits, replaces string) ([]listed, error) {
+	lockTenant := `SELECT pg_advisory_xact_lock_shared($1)`
+	if limits.Total > 0 {
+		lockTenant = `SELECT pg_advisory_xact_lock($1)`
+	}
+	var found []listed
+	b := &pgx.Batch{}
+	b.Queue(lockTenant, s.lockID("tenant", e.Tenant))
+	s.lockUser(b, e)
+	b.Queue(`
+		SELECT id, app, started, seen, seat, ending = '' AND expires > clock_timestamp()
+		FROM entries
+		WHERE tenant = $1 AND user_id = $2 AND (id IN ($3, $4) OR $5 AND ending = '' AND expires > clock_timestamp())`,
+		e.Tenant, e.User, e.ID, replaces, limits.PerUser > 0 || limits.PerApp > 0).
+		Query(func(rows pgx.Rows) error {
+			var l listed
+			_, err := pgx.ForEachRow(rows, []any{&l.id, &l.app, &l.started, &l.seen, &l.seat, &l.counts}, func() error {
+				found = append(found, l)
+				l.seat = nil
+				return nil
+			})
+			return err
+		})
+	return found, tx.SendBatch(ctx, b).Close()
+}
+
+// giveWay returns those of a user's entries that have to end before e may begin, and no
+// more of them than that takes; or a LimitError.
+func giveWay(ofUser []listed, e store.Entry, limits store.Limits, replaces string) (victims []string, err error) {
+	counted := slices.DeleteFunc(slices.Clone(ofUser), func(l listed) bool {
+		return !l.counts || l.id == e.ID || l.id == replaces
+	})
+	slices.SortFunc(counted, func(a, b listed) int {
+		x, y := a.started, b.started
+		if limits.OnLimit == store.EvictIdle {
+			x, y = a.seen, b.seen
+		}
+		return cmp.Or(x.Compare(y), cmp.Compare(a.id, b.id))
+	})
+	ofApp := 0
+	for _, l := range counted {
+		if l.app == e.App {
+			ofApp++
+		}
+	}
+	overUser, overApp := over(len(counted), limits.PerUser), over(ofApp, limits.PerApp)
+	if limits.OnLimit == store.Deny {
+		switch {
+		case overUser > 0:
+			return nil, &store.LimitError{Limit: store.LimitUser}
+		case overApp > 0:
+			return nil, &store.LimitError{Limit: store.LimitApp}
+		}
+		return nil, nil
+	}
+	// Whoever goes for the app's sake makes room for the user as well.
+	for _, l := range counted {
+		if l.app == e.App && overApp > 0 {
+			victims = append(victims, l.id)
+			overApp--
+			overUser--
+		}
+	}
+	for _, l := range counted {
+		if overUser > 0 && !slices.Contains(victims, l.id) {
+			victims = append(victims, l.id)
+			overUser--
+		}
+	}
+	return victims, nil
+}
+
+// over returns how many of n are in the way of one more. No limit is over nothing.
+func over(n, limit int) int {
+	if limit <= 0 {
+		return 0
+	}
+	return max(n+1-limit, 0)
+}
+
+// inherit returns the seat that e takes over: its own, where it was listed already, or
+// that of the one it replaces; or else a place to be counted in.
+func inherit(ofUser []listed, e store.Entry, replaces string) (seat int16, inherited bool) {
+	for _, id := range []string{e.ID, replaces} {
+		for _, l := range ofUser {
+			if l.id == id && l.seat != nil {
+				return *l.seat, true
+			}
+		}
+	}
+	return rand.N[int16](seatShards), false
+}
+
+// checkTotal returns a LimitError if all of a tenant's seats are taken. Where they are, it
+// first gives back those of entries that have expired, as far as they are easily found.
+func checkTotal(ctx context.Context, tx pgx.Tx, tenant string, total int) error {
+	const look = 1000
+	for _, free := range []bool{false, true} {
+		if free {
+			if err := freeSeats(ctx, tx, tenant, look); err != nil {
+				return err
+			}
+		}
+		var taken int
+		err := tx.QueryRow(ctx, `SELECT coalesce(sum(taken), 0)::bigint FROM seats WHERE tenant = $1`, tenant).Scan(&taken)
+		if err != nil || taken < total {
+			return err
+		}
+	}
+	return &store.LimitError{Limit: store.LimitTotal}
+}
+
+// freeSeats looks at the entries of all tenants that are due the longest.
+func freeSeats(ctx context.Context, tx pgx.Tx, tenant string, look int) error {
+	_, err := tx.Exec(ctx, `
+		WITH first AS (
+			SELECT tenant, user_id, id FROM entries
+			WHERE due <= statement_timestamp() ORDER BY due LIMIT $2),
+		expired AS (
+			SELECT e.tenant, e.user_id, e.id, e.seat FROM entries e JOIN first USING (tenant, user_id, id)
+			WHERE e.tenant = $1 AND e.expires <= statement_timestamp() AND e.seat IS NOT NULL
+			FOR UPDATE OF e SKIP LOCKED),
+		freed AS (
+			UPDATE entries e SET seat = NULL FROM expired x
+			WHERE e.tenant = x.tenant AND e.user_id = x.user_id AND e.id = x.id
+			RETURNING x.seat),
+		counted AS (SELECT seat, count(*) AS n FROM freed GROUP BY seat)
+		UPDATE seats SET taken = taken - n FROM counted WHERE tenant = $1 AND shard = seat`, tenant, look)
+	return err
+}
+
+// An admission is what Admit has decided.
+type admission struct {
+	store.Entry
+	ttl       time.Duration
+	victims   []string
+	replaces  string
+	seat      int16
+	inherited bool
+}
+
+// admit writes it and returns the user's ending entries.
+func admit(ctx context.Context, tx pgx.Tx, a admission) (ending []store.Entry, err error) {
+	b := &pgx.Batch{}
+	if len(a.victims) > 0 {
+		b.Queue(`
+			UPDATE entries SET ending = $3, due = clock_timestamp() + $4::interval
+			WHERE tenant = $1 AND user_id = $2 AND id = ANY($5) AND ending = ''`,
+			a.Tenant, a.User, reasonEvicted, store.EndingPatience, a.victims)
+	}
+	if a.replaces != "" {
+		b.Queue(`
+			UPDATE entries
+			SET ending = CASE ending WHEN '' THEN $4 ELSE ending END,
+				due = CASE ending WHEN '' THEN clock_timestamp() + $5::interval ELSE due END,
+				seat = CASE WHEN $6 THEN NULL ELSE seat END
+			WHERE tenant = $1 AND user_id = $2 AND id = $3`,
+			a.Tenant, a.User, a.replaces, reasonReplaced, store.EndingPatience, a.inherited)
+	}
+	b.Queue(`
+		INSERT INTO entries (tenant, user_id, id, app, sid, record, data, seat, ending, started, seen, expires, due)
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8, '', now, now, now + $9::interval, now + $9::interval
+		FROM clock_timestamp() AS now
+		ON CONFLICT (tenant, user_id, id) DO UPDATE
+		SET app = excluded.app, sid = excluded.sid, record = excluded.record, data = excluded.data,
+			seat = excluded.seat, ending = '', started = excluded.started, seen = excluded.seen,
+			expires = excluded.expires, due = excluded.due`,
+		a.Tenant, a.User, a.ID, a.App, a.SID, []byte(a.Record), blob(a.Data), a.seat, life(a.ttl))
+	b.Queue(`SELECT `+entryColumns+` FROM entries WHERE tenant = $1 AND user_id = $2 AND ending <> ''`, a.Tenant, a.User).
+		Query(func(rows pgx.Rows) (err error) {
+			ending, err = pgx.CollectRows(rows, scanEntry)
+			return err
+		})
+	if !a.inherited {
+		b.Queue(takeSeat, a.Tenant, a.seat)
+	}
+	return ending, tx.SendBatch(ctx, b).Close()
+}
