@@ -14,26 +14,30 @@ import (
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
 
-// clusterOptions say how a cluster differs from the usual one: the certified provider,
-// a Redis that survives its own death, and the sample app behind every route.
+// clusterOptions say how a cluster differs from the usual one: two nodes, the certified
+// provider, a Redis that survives its own death, and the sample app behind every route.
 type clusterOptions struct {
 	port     int    // where HAProxy listens; 0: a free port
 	client   client // zero: the certified provider is started
-	password string // of Redis
+	third    bool   // there is a node-c
+	store    string // YAML value of store; "": a Redis is started
+	password string // of that Redis
 	upstream string // "": the sample app
 	routes   string // as in nodeOptions
 	more     string
 	logLevel string
+	// each may change the options of one node; nil: all are alike.
+	each func(name string, o *nodeOptions)
 }
 
-// A cluster is the example haproxy-redis: two nodes that share a Redis and a key ring,
-// behind HAProxy, which hands out requests in turn.
+// A cluster is the example haproxy-redis: nodes that share a Redis, or another store, and
+// a key ring, behind HAProxy, which hands out requests in turn.
 type cluster struct {
 	t        *testing.T
 	url      string // of HAProxy, where browsers go
 	host     string
 	nodes    map[string]*node // by the names that haproxy.cfg has for them
-	redis    *testenv.Redis
+	redis    *testenv.Redis     // nil if the store was not started here
 	provider *testenv.Provider // nil if it was not started here
 }
 
@@ -43,7 +47,10 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	o.port = cmp.Or(o.port, testenv.FreePort(t))
 	c := &cluster{t: t, host: testenv.Loopback(o.port), nodes: map[string]*node{}}
 	c.url = "http://" + c.host
-	c.redis = testenv.StartRedis(t, testenv.RedisOptions{Persist: true, Password: o.password})
+	if o.store == "" {
+		c.redis = testenv.StartRedis(t, testenv.RedisOptions{Persist: true, Password: o.password})
+		o.store = redisStore(t, c.redis, patient, o.password)
+	}
 	if o.client == (client{}) {
 		c.provider, o.client = startProvider(t, c.url)
 	}
@@ -51,7 +58,7 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 		public:   c.url,
 		client:   o.client,
 		upstream: o.upstream,
-		store:    redisStore(t, c.redis, patient, o.password),
+		store:    o.store,
 		keys:     newKeys(t),
 		routes:   o.routes,
 		more:     o.more,
@@ -60,19 +67,29 @@ func startCluster(t *testing.T, o clusterOptions) *cluster {
 	if node.upstream == "" {
 		node.upstream = startApp(t, "app")
 	}
-	for _, name := range []string{"node-a", "node-b"} {
-		c.nodes[name] = startNode(t, node)
-	}
-	for _, n := range c.nodes {
-		n.awaitSignIn()
-	}
 	config, err := os.ReadFile("../examples/haproxy-redis/haproxy.cfg")
 	if err != nil {
 		t.Fatal(err)
 	}
-	testenv.StartHAProxy(t, c.host, string(config),
-		"LISTEN="+c.host, "NODE_A="+c.nodes["node-a"].addr, "NODE_B="+c.nodes["node-b"].addr)
-	c.awaitNodes("node-a", "node-b")
+	names := []string{"node-a", "node-b"}
+	if o.third {
+		names = append(names, "node-c")
+		config = append(config, "\tserver node-c \"${NODE_C}\"\n\tserver node-c-unready \"${NODE_C}\" no-check backup\n"...)
+	}
+	env := []string{"LISTEN=" + c.host}
+	for _, name := range names {
+		node := node
+		if o.each != nil {
+			o.each(name, &node)
+		}
+		c.nodes[name] = startNode(t, node)
+		env = append(env, "NODE_"+strings.ToUpper(strings.TrimPrefix(name, "node-"))+"="+c.nodes[name].addr)
+	}
+	for _, n := range c.nodes {
+		n.awaitSignIn()
+	}
+	testenv.StartHAProxy(t, c.host, string(config), env...)
+	c.awaitNodes(names...)
 	return c
 }
 
@@ -101,7 +118,7 @@ func (c *cluster) awaitNodes(names ...string) {
 	s := newSender(c.t)
 	await(c.t, "HAProxy to use "+strings.Join(names, " and "), func() bool {
 		var seen []string
-		for range 4 {
+		for range 2 * len(c.nodes) {
 			page, err := s.send(request{url: c.url + "/ping"})
 			if err != nil || page.Status != http.StatusOK {
 				return false

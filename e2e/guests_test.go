@@ -193,12 +193,15 @@ type load struct {
 
 	mu       sync.Mutex
 	statuses map[int]int
+	slowest  time.Duration
+	refused  time.Time // when the last answer came that was not 200
+	marked   int       // how many said Coatcheck-Unverified
 	wrong    []string
 	wrongs   int
 }
 
 // startLoad starts a load. An answer must be the guest's own or have one of the given
-// statuses, and must not set or clear a cookie.
+// statuses, and must not set or clear a cookie. With 503 it says when to try again.
 func startLoad(t *testing.T, site string, guests []guest, faults ...int) *load {
 	t.Helper()
 	l := &load{sender: newSender(t), site: site, guests: guests, faults: map[int]bool{}, statuses: map[int]int{}}
@@ -227,7 +230,9 @@ func (l *load) visit(g guest, i int) {
 	if i%2 == 0 {
 		r.header = asNavigation
 	}
+	sent := time.Now()
 	page, err := l.sender.send(r)
+	answered := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -236,9 +241,18 @@ func (l *load) visit(g guest, i int) {
 		err = fmt.Errorf("%s: %d sets cookies: %q", g.user, page.Status, page.Header.Values("Set-Cookie"))
 	case !l.faults[page.Status]:
 		err = g.isServed(page)
+	case page.Status == http.StatusServiceUnavailable && page.Header.Get("Retry-After") == "":
+		err = fmt.Errorf("%s: 503 without Retry-After: %s", g.user, firstLine(page.Body))
 	}
+	l.slowest = max(l.slowest, answered.Sub(sent))
 	if page != nil {
 		l.statuses[page.Status]++
+		if page.Header.Get("Coatcheck-Unverified") != "" {
+			l.marked++
+		}
+		if page.Status != http.StatusOK && answered.After(l.refused) {
+			l.refused = answered
+		}
 	}
 	if err != nil {
 		if l.wrongs++; len(l.wrong) < 10 {
@@ -269,10 +283,35 @@ func (l *load) stop(t *testing.T, during string) {
 	for _, status := range slices.Sorted(maps.Keys(l.statuses)) {
 		counts = append(counts, fmt.Sprintf("%d × %d", l.statuses[status], status))
 	}
-	t.Logf("%s: %d people, answers: %s", during, len(l.guests), strings.Join(counts, ", "))
+	t.Logf("%s: %d people, answers: %s; the slowest took %v", during, len(l.guests), strings.Join(counts, ", "), l.slowest.Round(time.Millisecond))
 	if l.wrongs > 0 {
 		t.Errorf("%s: %d answers were wrong, such as:\n%s", during, l.wrongs, strings.Join(l.wrong, "\n"))
 	}
+}
+
+// recovered waits until everybody is served again, and prints how long after the fault the
+// last answer came that was not 200.
+func (l *load) recovered(t *testing.T, fault time.Time) {
+	t.Helper()
+	var before time.Time
+	await(t, "everybody to be served again", func() bool {
+		served := l.count(http.StatusOK)
+		before = l.lastRefused()
+		for l.count(http.StatusOK) < served+len(l.guests)+workers {
+			if l.lastRefused().After(before) || l.ending.Load() {
+				return false
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		return true
+	})
+	t.Logf("time to recover: %v", max(before.Sub(fault), 0).Round(10*time.Millisecond))
+}
+
+func (l *load) lastRefused() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.refused
 }
 
 // checkServed asks once for each guest, who must be served as they are, with the cookie

@@ -23,11 +23,13 @@ func TestHostileStore(t *testing.T) {
 	store := fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: 300ms}}", redis.URL())
 	keys := newKeys(t)
 	routes := strings.ReplaceAll("- {path: /, upstream: REC}\n- {path: /public/, require: anonymous, upstream: REC}", "REC", rec.URL)
-	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{store: store, keys: keys, routes: routes})
+	// Every request asks the store.
+	const more = "cache: {size_bytes: 0}\n"
+	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{store: store, keys: keys, routes: routes, more: more})
 
 	t.Run("a record that does not open", func(t *testing.T) {
 		alice, bob := s.signIn(t, "alice"), s.signIn(t, "bob")
-		key, other := handle(alice.value(s.cookie)), handle(bob.value(s.cookie))
+		key, other := recordKey(alice.value(s.cookie)), recordKey(bob.value(s.cookie))
 		sealed := redisDo(t, redis.Addr(), "GET", key)
 		for name, junk := range map[string]string{
 			"words":              "revision, and then words that nobody sealed",
@@ -72,7 +74,7 @@ func TestHostileStore(t *testing.T) {
 	t.Run("A-C5: another app's cookie name", func(t *testing.T) {
 		// Same keys, same store, same provider; only the name is another.
 		o := startSite(t, "https://app.t1.test", "__Host-coatcheck2", rec, nodeOptions{
-			store: store, keys: keys, routes: routes, more: "session: {cookie: {name: coatcheck2}}\n",
+			store: store, keys: keys, routes: routes, more: more + "session: {cookie: {name: coatcheck2}}\n",
 		})
 		value := s.signIn(t, "alice").value(s.cookie)
 		renamed := strings.Replace(value, s.cookie, o.cookie, 1)
@@ -80,7 +82,11 @@ func TestHostileStore(t *testing.T) {
 			o.denied(t, o.get(t, "/admin", "Cookie: "+o.cookie+"="+v), true)
 		}
 		// The record itself, carried over to where the other app would look.
-		redisDo(t, redis.Addr(), "COPY", handle(value), handle(renamed))
+		for _, key := range []func(string) string{recordKey, deadlineKey} {
+			if copied := redisDo(t, redis.Addr(), "COPY", key(value), key(renamed)); copied != "1" {
+				t.Errorf("%s: %s keys were copied", key(value), copied)
+			}
+		}
 		o.denied(t, o.get(t, "/admin", "Cookie: "+o.cookie+"="+renamed), true)
 
 		c := new(cookies)
@@ -138,6 +144,10 @@ func (s *site) unknown(t *testing.T, a *answer) {
 		t.Errorf("the session cookie is touched: %q", a.Header["Set-Cookie"])
 	}
 }
+
+// A record of a ticket is two keys in Redis.
+func recordKey(ticket string) string   { return "r:{" + handle(ticket) + "}" }
+func deadlineKey(ticket string) string { return "t:{" + handle(ticket) + "}" }
 
 // handle is the store key in a ticket.
 func handle(ticket string) string {

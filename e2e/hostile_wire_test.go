@@ -195,6 +195,9 @@ func hostileWire(t *testing.T, s *site) {
 		}
 		var got []string
 		for _, r := range s.rec.Requests()[before:] {
+			if testenv.Target(r) == "/public/x" {
+				continue // the app had one of those above before it, broken off
+			}
 			got = append(got, fmt.Sprint(testenv.Target(r), testenv.Fields(r, "X-Auth-User")))
 		}
 		if want := "[/1[alice] /3[bob] /public/4[] /6[alice]]"; fmt.Sprint(got) != want {
@@ -282,9 +285,7 @@ func hostileBadInput(t *testing.T, s *site) {
 				if strings.Contains(a.body, "127.0.0.1") || a.Header["Set-Cookie"] != nil {
 					t.Errorf("the page names the app, or the cookie is changed: %q", a.Header["Set-Cookie"])
 				}
-				if !strings.Contains(s.Output(), id) {
-					t.Errorf("the log does not know the request %s", id)
-				}
+				await(t, "the log to know the request "+id, func() bool { return strings.Contains(s.Output(), id) })
 			})
 		}
 		s.served(t, s.get(t, "/", alice), "alice")

@@ -136,7 +136,9 @@ func TestMetrics(t *testing.T) {
 		`coatcheck_session_loads_total{result="invalid"} 1`,
 		`coatcheck_sign_ins_total{result="ok"} 1`,
 		`coatcheck_sign_ins_total{result="bad_callback"} 1`,
-		fmt.Sprintf(`coatcheck_store_operation_duration_seconds_count{op="get",result="ok"} %d`, used+1),
+		`coatcheck_session_cache_requests_total{result="miss"} 1`,
+		`coatcheck_session_events_total{type="session.started"} 1`,
+		`coatcheck_store_operation_duration_seconds_count{op="admit",result="ok"} 1`,
 		`coatcheck_store_operation_duration_seconds_count{op="create",result="ok"} 2`, // the session, and that the sign-in is used up
 		`coatcheck_streams_open 0`,
 	} {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
 
@@ -43,7 +44,7 @@ func TestSignOut(t *testing.T) {
 			t.Errorf("the provider is asked with %v", query)
 		}
 		for _, n := range c.nodes {
-			checkEnded(t, s, c.at(n, request{url: "/whoami"}), alice)
+			checkEnded(t, s, c.at(n, request{url: "/whoami"}), alice, coatcheck.ReasonSignedOut)
 		}
 		for _, cookie := range cookiesOf(b, c.url) {
 			if strings.Contains(cookie.Name, "coatcheck") {

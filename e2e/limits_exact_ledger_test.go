@@ -1,0 +1,174 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// A ledger has every cookie that a fleet has handed out, and says of how many too many can
+// be used. It is safe for concurrent use.
+type ledger struct {
+	limits store.Limits
+	judges []*judge
+
+	mu      sync.Mutex
+	held    []sitting // all
+	current []sitting // those that could be used when they were looked at last
+	gone    map[string]bool
+	looks   int
+	most    int // that could be used at once
+}
+
+// A judge says what can be used. It asks the store each time: a node's near cache, breaker
+// and deadline are no part of the verdict. One look at a time, so that none shares a read
+// that began before it.
+type judge struct {
+	mu       sync.Mutex
+	sessions *session.Manager
+	records  store.Lister
+}
+
+// usable tells whether a request with that cookie would be served.
+func (j *judge) usable(ctx context.Context, s sitting) (bool, error) {
+	_, err := j.sessions.Load(ctx, http.Header{"Cookie": {j.sessions.Jar.Session() + "=" + s.cookie}})
+	if errors.Is(err, session.ErrInvalid) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (l *ledger) acknowledged(s sitting) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = append(l.held, s)
+	l.current = append(l.current, s)
+}
+
+// look has a judge read what was acknowledged by now, unless it is busy, and reports a limit
+// that does not hold.
+//
+// A cookie can be used from before it is acknowledged until its session ends, and never
+// again. So all that were acknowledged when the look began, and could be used at any time
+// since, could be used at that moment: all at once.
+func (l *ledger) look(t testing.TB) {
+	t.Helper()
+	j := l.judges[rand.IntN(len(l.judges))]
+	if !j.mu.TryLock() {
+		return
+	}
+	defer j.mu.Unlock()
+	l.mu.Lock()
+	seen := slices.Clone(l.current)
+	l.mu.Unlock()
+	var usable, over []sitting
+	for _, s := range seen {
+		ok, err := j.usable(t.Context(), s)
+		switch {
+		case err != nil:
+			t.Errorf("a judge can't tell: %v", err)
+		case ok:
+			usable = append(usable, s)
+		default:
+			over = append(over, s)
+		}
+	}
+	if err := l.exceeded(usable); err != nil {
+		t.Error(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range over {
+		l.gone[s.cookie] = true
+	}
+	l.current = slices.DeleteFunc(l.current, func(s sitting) bool { return l.gone[s.cookie] })
+	l.looks++
+	l.most = max(l.most, len(usable))
+}
+
+// exceeded says which limit is not kept by sessions that can all be used at once.
+func (l *ledger) exceeded(usable []sitting) error {
+	ofUser, ofApp := map[string]int{}, map[[2]string]int{}
+	for _, s := range usable {
+		ofUser[s.user]++
+		ofApp[[2]string{s.user, s.app}]++
+	}
+	over := func(n, limit int) bool { return limit > 0 && n > limit }
+	if over(len(usable), l.limits.Total) {
+		return fmt.Errorf("%d sessions can be used, the limit is %d", len(usable), l.limits.Total)
+	}
+	for user, n := range ofUser {
+		if over(n, l.limits.PerUser) {
+			return fmt.Errorf("%s can use %d sessions, the limit is %d", user, n, l.limits.PerUser)
+		}
+	}
+	for at, n := range ofApp {
+		if over(n, l.limits.PerApp) {
+			return fmt.Errorf("%s can use %d sessions at %s, the limit is %d", at[0], n, at[1], l.limits.PerApp)
+		}
+	}
+	return nil
+}
+
+// agreed looks at every cookie there ever was, and compares what can be used with what is
+// listed and what is stored. It is for when nothing is under way. orphans allows for
+// sessions that are listed and stored, and whose cookies nobody got.
+func (l *ledger) agreed(t testing.TB, orphans bool) (usable []sitting, err error) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ctx, j := t.Context(), l.judges[0]
+	refs := map[coatcheck.Ref]bool{}
+	for _, s := range l.held {
+		ok, err := l.judges[rand.IntN(len(l.judges))].usable(ctx, s)
+		if err != nil {
+			return nil, err
+		}
+		if ok && l.gone[s.cookie] {
+			t.Errorf("a session of %s is back", s.user)
+		}
+		if ok {
+			usable = append(usable, s)
+			refs[refOf(s)] = true
+		}
+	}
+	if err := l.exceeded(usable); err != nil {
+		t.Error(err)
+	}
+	listed := 0
+	for e, err := range j.sessions.Find(ctx, session.Query{}) {
+		switch {
+		case err != nil:
+			return nil, err
+		case e.Ending != "":
+			return nil, fmt.Errorf("a session is still listed, ending as %s", e.Ending)
+		case !refs[e.Ref] && !orphans:
+			return nil, fmt.Errorf("session %s is listed, and nobody can use it", e.Ref)
+		}
+		delete(refs, e.Ref)
+		listed++
+	}
+	if len(refs) > 0 {
+		return nil, fmt.Errorf("%d sessions can be used and are not listed", len(refs))
+	}
+	stored := 0
+	for _, err := range j.records.Keys(ctx, j.sessions.Jar.Session()+"-") {
+		if err != nil {
+			return nil, err
+		}
+		stored++
+	}
+	if stored != listed {
+		return nil, fmt.Errorf("%d sessions are stored and %d are listed", stored, listed)
+	}
+	return usable, nil
+}
