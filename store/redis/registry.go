@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -13,105 +14,6 @@ import (
 )
 
 var _ store.Registry = (*Store)(nil)
-
-// The registry's keys, each behind the prefix, and each with an end of its own:
-//
-//	u:TENANT:USER    hash: ID → entry; it decides everything about the user's entries
-//	x:SHARD          sorted set of TENANT:USER:ID by when the reaper has to look
-//	a:TENANT:SHARD   sorted set of USER:ID by until when they are listed
-//	s:TENANT:SID     the same, of one session of the provider
-//	i:TENANT:ID      string: USER
-//	q:TENANT         sorted set of seats by until when they are taken
-//
-// A script works on one key only. So a user's hash changes in one step, and what the
-// indexes say is verified there when it is used. They are written before the hash and to
-// a time somewhat past the entry's end, so that most calls of Renew write the hash alone;
-// one that would leave that time writes them anew. That also repairs what a server lost
-// of them, within listSlack of use: until then Find misses an entry, or Reap does, whose
-// hash then ends by itself. An index that lists too much is trimmed by its own scores,
-// and the reaper drops or puts off what it finds gone or alive.
-//
-// An entry's seat is called like its ID, or like that of the first in a row of entries
-// each of which replaced the one before.
-
-const (
-	// overdueLife is how much longer than its last entry a user's hash lives, for the
-	// reaper to come; and how long after its time the expiry index lives.
-	overdueLife = 10 * time.Minute
-	// overdue is how long after an entry's end Admit takes it that the reaper does not
-	// know of it.
-	overdue = time.Minute
-	// skew is how much clocks of a Cluster's servers may differ without an index losing
-	// what is listed.
-	skew = time.Minute
-	// reservation is how long a seat waits for its entry, at most.
-	reservation = time.Minute
-)
-
-// listSlack is how much longer than its entry an index lists it.
-func listSlack(ttl time.Duration) time.Duration { return min(ttl/4, 15*time.Minute) }
-
-func ms(d time.Duration) string {
-	return strconv.FormatInt(max(d, store.MinTTL).Milliseconds(), 10)
-}
-
-// list returns the calls that make the indexes list e for ttl and its slack.
-func (s *Store) list(e store.Entry, ttl time.Duration) []call {
-	listed := ttl + listSlack(ttl) + skew
-	calls := []call{
-		s.look(e, ttl),
-		{script: listScript, key: s.tenantKey(e.Tenant, shard(e.ID, tenantShards)), args: []string{listMember(e), ms(listed)}},
-		{command: "SET", key: s.idKey(e.Tenant, e.ID), args: []string{e.User, "PX", ms(listed)}},
-	}
-	if e.SID != "" {
-		calls = append(calls, call{script: listScript, key: s.sidKey(e.Tenant, e.SID), args: []string{listMember(e), ms(listed)}})
-	}
-	return calls
-}
-
-// look returns the call that makes the reaper look at e.
-func (s *Store) look(e store.Entry, in time.Duration) call {
-	return call{script: lookScript, key: s.dueKey(shard(e.ID, dueShards)), args: []string{dueMember(e), ms(in), ms(overdueLife)}}
-}
-
-// unlist returns the calls that take e off the indexes, but for the reaper's.
-func (s *Store) unlist(e store.Entry) []call {
-	calls := []call{
-		{command: "ZREM", key: s.tenantKey(e.Tenant, shard(e.ID, tenantShards)), args: []string{listMember(e)}},
-		{command: "DEL", key: s.idKey(e.Tenant, e.ID)},
-	}
-	if e.SID != "" {
-		calls = append(calls, call{command: "ZREM", key: s.sidKey(e.Tenant, e.SID), args: []string{listMember(e)}})
-	}
-	return calls
-}
-
-// unlook returns the call that takes e off the reaper's index.
-func (s *Store) unlook(e store.Entry) call {
-	return call{command: "ZREM", key: s.dueKey(shard(e.ID, dueShards)), args: []string{dueMember(e)}}
-}
-
-// take returns the call that takes a seat as long as the indexes list its entry, whether
-// it was reserved or not.
-func (s *Store) take(e store.Entry, seat string, ttl time.Duration) call {
-	return call{script: listScript, key: s.seatsKey(e.Tenant), args: []string{seatName(e, seat), ms(ttl + listSlack(ttl))}}
-}
-
-// release returns the call that gives a seat back.
-func (s *Store) release(e store.Entry, seat string) call {
-	return call{command: "ZREM", key: s.seatsKey(e.Tenant), args: []string{seatName(e, seat)}}
-}
-
-// seatName resolves the name of e's seat, as its packed entry has it.
-func seatName(e store.Entry, seat string) string {
-	if seat == ownSeat {
-		return e.ID
-	}
-	return seat
-}
-
-// ownSeat stands for the seat called like its entry.
-const ownSeat = "="
 
 // onLimit is how admitScript calls what OnLimit says.
 func onLimit(o store.OnLimit) string {
@@ -252,9 +154,6 @@ func (a *admission) giveUp(ctx context.Context) {
 // entries that are ending now. found has pairs, as admitScript answers them.
 func (a *admission) settle(ctx context.Context, seat string, found []string) ([]store.Entry, error) {
 	calls := []call{a.take(a.e, seat, a.ttl)}
-	if a.mine && seatName(a.e, seat) != a.e.ID {
-		calls = append(calls, a.release(a.e, ownSeat))
-	}
 	var ending []store.Entry
 	for i := 0; i+1 < len(found); i += 2 {
 		id, packed := found[i], found[i+1]
@@ -285,28 +184,44 @@ func (s *Store) Renew(ctx context.Context, e store.Entry, ttl time.Duration) err
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	ttl = max(ttl, store.MinTTL)
-	step := func(listed time.Duration) ([]string, error) {
-		return texts(s.do(ctx, call{script: renewScript, key: s.userKey(e.Tenant, e.User), args: []string{
-			e.ID, ms(ttl), strconv.FormatInt(listed.Milliseconds(), 10), e.App, rest(e), ms(overdueLife),
-		}})[0])
+	said, seat, err := s.renew(ctx, e, ttl, "0")
+	if err == nil && said == "list" {
+		said, err = s.relist(ctx, e, ttl, seat)
 	}
-	said, err := step(0)
-	if err == nil && said[0] == "list" {
-		if err = s.doAll(ctx, append(s.list(e, ttl), s.take(e, said[1], ttl))...); err == nil {
-			said, err = step(ttl + listSlack(ttl))
-		}
-		if err == nil && said[0] == "ending" {
-			// Somebody began to end it meanwhile. The reaper has to look as soon as it did.
-			err = s.doAll(ctx, s.look(e, store.EndingPatience))
-		}
-	}
-	if err != nil {
-		return wrap("renew", err)
-	}
-	if said[0] == "ending" {
+	if err == nil && said == "ending" {
 		return store.ErrEnding
 	}
-	return nil
+	return wrap("renew", err)
+}
+
+// renew runs renewScript. listed is until when the indexes list e, in milliseconds from
+// now, or 0.
+func (s *Store) renew(ctx context.Context, e store.Entry, ttl time.Duration, listed string) (said, seat string, err error) {
+	words, err := texts(s.do(ctx, call{script: renewScript, key: s.userKey(e.Tenant, e.User), args: []string{
+		e.ID, ms(ttl), listed, e.App, rest(e), ms(overdueLife),
+	}})[0])
+	if err != nil {
+		return "", "", err
+	}
+	return words[0], words[1], nil
+}
+
+// relist is Renew where the indexes have to be written, and the seat taken for longer.
+func (s *Store) relist(ctx context.Context, e store.Entry, ttl time.Duration, seat string) (said string, err error) {
+	if err := s.doAll(ctx, append(s.list(e, ttl), s.take(e, seat, ttl))...); err != nil {
+		return "", err
+	}
+	said, seat, err = s.renew(ctx, e, ttl, ms(ttl+listSlack(ttl)))
+	if err == nil && said == "ending" {
+		// Somebody began to end it meanwhile. The reaper has to look as soon as it did,
+		// and a seat that was given back is nobody's.
+		calls := []call{s.look(e, store.EndingPatience)}
+		if seat, givenBack := strings.CutPrefix(seat, "!"); givenBack {
+			calls = append(calls, s.release(e, seat))
+		}
+		err = s.doAll(ctx, calls...)
+	}
+	return said, err
 }
 
 // checkNamed is CheckEntry for an entry that is only named.
@@ -327,7 +242,8 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	// The reaper looks early even if this node stops in the midst. Where it finds the
-	// entry alive, it comes back later.
+	// entry alive, it comes back later. It is told again at the end, for a Renew may
+	// have put it off until then.
 	if err := s.doAll(ctx, s.look(e, store.EndingPatience)); err != nil {
 		return store.Entry{}, wrap("end", err)
 	}
@@ -337,6 +253,9 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 	if rueidis.IsRedisNil(err) {
 		_ = s.doAll(ctx, s.unlook(e)) // or the reaper does
 		return store.Entry{}, store.ErrNotFound
+	}
+	if err == nil {
+		err = s.doAll(ctx, s.look(e, store.EndingPatience))
 	}
 	if err != nil {
 		return store.Entry{}, wrap("end", err)
@@ -357,25 +276,32 @@ func (s *Store) Remove(ctx context.Context, e store.Entry) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	user := s.userKey(e.Tenant, e.User)
-	seat, err := s.do(ctx, call{script: leaveScript, key: user, args: []string{
-		e.ID, string(coatcheck.ReasonLost), ms(store.EndingPatience),
-	}})[0].ToString()
-	if rueidis.IsRedisNil(err) {
-		return wrap("remove", s.doAll(ctx, s.unlook(e)))
-	}
+	err := s.leave(ctx, e)
 	if err == nil {
-		calls := s.unlist(e)
-		if seat != "" {
-			calls = append(calls, s.release(e, seat[1:]))
-		}
-		err = s.doAll(ctx, calls...)
-	}
-	if err == nil {
-		err = s.doAll(ctx, call{command: "HDEL", key: user, args: []string{e.ID}})
+		err = s.doAll(ctx, call{command: "HDEL", key: s.userKey(e.Tenant, e.User), args: []string{e.ID}})
 	}
 	if err == nil {
 		err = s.doAll(ctx, s.unlook(e))
 	}
 	return wrap("remove", err)
+}
+
+// leave takes from an entry all that it has elsewhere, so that only Remove can follow. It
+// leaves an entry of which there is nothing in the user's hash, or one that is another
+// user's, as it is.
+func (s *Store) leave(ctx context.Context, e store.Entry) error {
+	seat, err := s.do(ctx, call{script: leaveScript, key: s.userKey(e.Tenant, e.User), args: []string{
+		e.ID, string(coatcheck.ReasonLost), ms(store.EndingPatience),
+	}})[0].ToString()
+	if rueidis.IsRedisNil(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	calls := s.unlist(e)
+	if seat, ours := strings.CutPrefix(seat, "!"); ours {
+		calls = append(calls, s.release(e, seat))
+	}
+	return s.doAll(ctx, calls...)
 }

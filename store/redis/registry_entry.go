@@ -2,49 +2,10 @@ package redis
 
 import (
 	"encoding/binary"
-	"hash/fnv"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/coatcheck/coatcheck/store"
 )
-
-// Numbers of keys over which indexes are spread, so that a Cluster spreads them over its
-// servers. They can't change while entries are listed.
-const (
-	dueShards    = 64
-	tenantShards = 32
-)
-
-func shard(id string, n uint32) string {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(id))
-	return strconv.FormatUint(uint64(h.Sum32()%n), 10)
-}
-
-// The registry's keys. No name in an entry has a colon in it.
-
-func (s *Store) userKey(tenant, user string) string { return s.prefix + "u:" + tenant + ":" + user }
-func (s *Store) idKey(tenant, id string) string     { return s.prefix + "i:" + tenant + ":" + id }
-func (s *Store) sidKey(tenant, sid string) string   { return s.prefix + "s:" + tenant + ":" + sid }
-func (s *Store) seatsKey(tenant string) string      { return s.prefix + "q:" + tenant }
-func (s *Store) dueKey(shard string) string         { return s.prefix + "x:" + shard }
-func (s *Store) tenantKey(tenant, shard string) string {
-	return s.prefix + "a:" + tenant + ":" + shard
-}
-
-// The members of the expiry index, and of those by tenant and by sid.
-
-func dueMember(e store.Entry) string  { return e.Tenant + ":" + e.User + ":" + e.ID }
-func listMember(e store.Entry) string { return e.User + ":" + e.ID }
-
-// named returns the entry that a member of the expiry index names.
-func named(member string) (e store.Entry, ok bool) {
-	tenant, rest, _ := strings.Cut(member, ":")
-	user, id, ok := strings.Cut(rest, ":")
-	return store.Entry{Tenant: tenant, User: user, ID: id}, ok
-}
 
 // A packed entry is what a script leaves of one in its user's hash, under its ID:
 //

@@ -215,16 +215,16 @@ keep(ttl + grace)
 return answer
 `)
 
-// renewScript is Renew's step on its user's hash. It answers done or ending, or, where the
-// indexes have to be written first and ARGV[3] does not say that they were, list and the
-// seat; then nothing was changed.
+// renewScript is Renew's step on its user's hash. It answers done, or, having changed
+// nothing, ending or list; and the seat. It says list where the indexes have to be written
+// first, and ARGV[3] does not say until when they were.
 var renewScript = newScript(luaEntry, `
 local id, ttl, listed, app, rest, grace = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5], tonumber(ARGV[6])
 local now = clock()
 local e = {expires = 0, started = now, listed = 0, left = 0, ending = '', seat = '=', app = app, rest = rest}
 local packed = redis.call('HGET', KEYS[1], id)
 if packed then e = open(packed) end
-if e.ending ~= '' then return {'ending'} end
+if e.ending ~= '' then return {'ending', e.seat} end
 e.seen, e.expires = now, math.max(e.expires, now + ttl)
 if listed > 0 then
 	e.listed = math.max(e.listed, now + listed)
@@ -233,7 +233,7 @@ elseif e.expires > e.listed then
 end
 save(id, e)
 keep(e.expires - now + grace)
-return {'done'}
+return {'done', e.seat}
 `)
 
 // endScript marks an entry as ending and answers it, or nothing where none is listed.
@@ -296,6 +296,12 @@ local now = clock()
 local ends, was = now + ARGV[2], redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not was or tonumber(was) < ends then redis.call('ZADD', KEYS[1], ends, ARGV[1]) end
 trim(now)
+keep(tonumber(ARGV[2]))
+`)
+
+// listNameScript is listScript for the index by ID, where ARGV[1] is the user.
+var listNameScript = newScript(luaCommon, `
+redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
 keep(tonumber(ARGV[2]))
 `)
 
