@@ -48,22 +48,22 @@ const (
 // that had to give way are found out by Use.
 type SessionHistory struct {
 	limits store.Limits
-	began  time.Time
 
-	mu  sync.Mutex
-	ops []sessionCall
+	mu    sync.Mutex
+	clock int64 // counts begins and ends, so that their order is exact
+	ops   []sessionCall
 }
 
 type sessionCall struct {
-	op        SessionOp
-	id        string
-	outcome   Outcome
-	call, ret time.Duration // since the history began
+	op         SessionOp
+	id         string
+	outcome    Outcome
+	begin, end int64
 }
 
 // NewSessionHistory begins a history. Of limits, PerUser and OnLimit count.
 func NewSessionHistory(limits store.Limits) *SessionHistory {
-	return &SessionHistory{limits: limits, began: time.Now()}
+	return &SessionHistory{limits: limits}
 }
 
 // Begin notes that a client is about to do op with the session called id, and returns
@@ -72,11 +72,13 @@ func (h *SessionHistory) Begin(op SessionOp, id string) (done func(Outcome)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := len(h.ops)
-	h.ops = append(h.ops, sessionCall{op: op, id: id, call: time.Since(h.began)})
+	h.clock++
+	h.ops = append(h.ops, sessionCall{op: op, id: id, begin: h.clock})
 	return func(o Outcome) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		h.ops[n].outcome, h.ops[n].ret = o, time.Since(h.began)
+		h.clock++
+		h.ops[n].outcome, h.ops[n].end = o, h.clock
 	}
 }
 
@@ -105,7 +107,7 @@ func (h *SessionHistory) operations() []porcupine.Operation {
 		if c.outcome == Unknown && (c.op == Use || c.op == SignIn && h.evicts() && !served[c.id]) {
 			continue // a session that nobody could use only takes room
 		}
-		op := porcupine.Operation{ClientId: i, Input: c, Call: int64(c.call), Output: c.outcome, Return: int64(c.ret)}
+		op := porcupine.Operation{ClientId: i, Input: c, Call: c.begin, Output: c.outcome, Return: c.end}
 		if c.outcome == Unknown {
 			op.Return = math.MaxInt64
 		}

@@ -19,10 +19,9 @@ import (
 // under any fault, and says whether one map could have answered like that. No two writes
 // may be of the same value, and no record may expire meanwhile.
 type RecordHistory struct {
-	began time.Time
-
-	mu  sync.Mutex
-	ops []porcupine.Operation
+	mu    sync.Mutex
+	clock int64 // counts calls and returns, so that their order is exact
+	ops   []porcupine.Operation
 	// written is the value that each revision of a key stands for.
 	written map[revision]string
 	reused  []revision
@@ -35,7 +34,7 @@ type revision struct {
 
 // NewRecordHistory begins a history.
 func NewRecordHistory() *RecordHistory {
-	return &RecordHistory{began: time.Now(), written: make(map[revision]string)}
+	return &RecordHistory{written: make(map[revision]string)}
 }
 
 // Record returns s, with calls recorded.
@@ -64,15 +63,26 @@ type recordAnswer struct {
 // errOpen stands for every error that leaves the outcome open.
 var errOpen = errors.New("unknown")
 
-// note records a call that has returned.
-func (h *RecordHistory) note(c recordCall, began time.Time, err error, value string) {
+// call begins a call, and returns what records it once it has returned.
+func (h *RecordHistory) call(c recordCall) (returned func(err error, value string)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock++
+	began := h.clock
+	return func(err error, value string) { h.note(c, began, err, value) }
+}
+
+func (h *RecordHistory) note(c recordCall, began int64, err error, value string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.clock++
 	a := recordAnswer{value: value}
 	for _, known := range []error{store.ErrNotFound, store.ErrExists, store.ErrConflict} {
 		if errors.Is(err, known) {
 			a.err = known
 		}
 	}
-	op := porcupine.Operation{Input: c, Call: int64(began.Sub(h.began)), Return: int64(time.Since(h.began))}
+	op := porcupine.Operation{Input: c, Call: began, Return: h.clock}
 	if err != nil && a.err == nil {
 		if c.op == "Get" || c.op == "Touch" {
 			return // it changes nothing
@@ -80,8 +90,6 @@ func (h *RecordHistory) note(c recordCall, began time.Time, err error, value str
 		a.err, op.Return = errOpen, math.MaxInt64
 	}
 	op.Output = a
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	op.ClientId = len(h.ops)
 	h.ops = append(h.ops, op)
 }
@@ -153,9 +161,9 @@ type recordedStore struct {
 }
 
 func (s *recordedStore) Get(ctx context.Context, key string) (store.Record, error) {
-	began := time.Now()
+	returned := s.h.call(recordCall{op: "Get", key: key})
 	r, err := s.Store.Get(ctx, key)
-	s.h.note(recordCall{op: "Get", key: key}, began, err, string(r.Value))
+	returned(err, string(r.Value))
 	if err == nil {
 		s.h.learn(revision{key, r.Revision}, string(r.Value))
 	}
@@ -173,9 +181,9 @@ func (h *RecordHistory) learn(r revision, value string) {
 }
 
 func (s *recordedStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) error {
-	c, began := recordCall{op: "Create", key: key, value: string(value)}, time.Now()
+	returned := s.h.call(recordCall{op: "Create", key: key, value: string(value)})
 	err := s.Store.Create(ctx, key, value, ttl)
-	s.h.note(c, began, err, "")
+	returned(err, "")
 	return err
 }
 
@@ -183,23 +191,23 @@ func (s *recordedStore) Replace(ctx context.Context, key string, rev uint64, val
 	s.h.mu.Lock()
 	of := s.h.written[revision{key, rev}]
 	s.h.mu.Unlock()
-	c, began := recordCall{op: "Replace", key: key, of: of, value: string(value)}, time.Now()
+	returned := s.h.call(recordCall{op: "Replace", key: key, of: of, value: string(value)})
 	err := s.Store.Replace(ctx, key, rev, value, ttl)
-	s.h.note(c, began, err, "")
+	returned(err, "")
 	return err
 }
 
 func (s *recordedStore) Touch(ctx context.Context, key string, ttl time.Duration) error {
-	began := time.Now()
+	returned := s.h.call(recordCall{op: "Touch", key: key})
 	err := s.Store.Touch(ctx, key, ttl)
-	s.h.note(recordCall{op: "Touch", key: key}, began, err, "")
+	returned(err, "")
 	return err
 }
 
 func (s *recordedStore) Delete(ctx context.Context, key string) error {
-	began := time.Now()
+	returned := s.h.call(recordCall{op: "Delete", key: key})
 	err := s.Store.Delete(ctx, key)
-	s.h.note(recordCall{op: "Delete", key: key}, began, err, "")
+	returned(err, "")
 	return err
 }
 
