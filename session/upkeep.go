@@ -227,14 +227,11 @@ func (m *Manager) reassertRevoked(ctx context.Context) {
 // tells whether there is more.
 func (m *Manager) reap(ctx context.Context) (more bool) {
 	claimed, err := m.Registry.Reap(ctx, reapBatch)
-	if err != nil {
-		if ctx.Err() == nil {
-			m.upkeep.deaf = true
-			m.Logger.DebugContext(ctx, "reaping failed", "error", err)
-		}
-		return false
-	}
-	if m.upkeep.deaf { // a store without a feed has failed over, perhaps
+	switch {
+	case err != nil && ctx.Err() == nil:
+		m.upkeep.deaf = true
+		m.Logger.DebugContext(ctx, "reaping failed", "error", err)
+	case err == nil && m.upkeep.deaf: // a store without a feed has failed over, perhaps
 		m.upkeep.deaf = false
 		m.upkeep.missed()
 	}

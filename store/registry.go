@@ -142,7 +142,8 @@ type Registry interface {
 	// with ReasonExpired. The caller ends what is left of the session, records why, and
 	// acknowledges by Remove; an entry that nobody acknowledged is handed out again, so
 	// each is handed out at least once. Reap also trims what lost writes have left of
-	// indexes. It is for any node, at any time.
+	// indexes. It is for any node, at any time. What it returns beside an error is claimed
+	// all the same.
 	Reap(ctx context.Context, max int) ([]Entry, error)
 }
 
