@@ -57,7 +57,7 @@ const (
 // opens nothing without the ticket, the other names are keyed hashes, or empty, and Data
 // describes the session to those who may look at the list.
 type Entry struct {
-	ID     string // names the session; required
+	ID     string // names the session, once in its tenant; required
 	Tenant string // required
 	User   string // of one tenant; required
 	App    string // of one tenant; may be empty

@@ -1,9 +1,12 @@
 // Package store defines what coatcheck asks of a place to keep sessions: sealed
-// bytes under opaque keys, with an expiry the place itself enforces.
+// bytes under opaque keys, with an expiry the place itself enforces; a registry of who
+// is signed in; leases; a feed of changes; and a journal of events.
 //
-// Storage is untrusted. It sees no plaintext, no ticket secret and no name of a
-// user, and what it returns is opened under a key that only the ticket's holder and
-// the key ring together can make.
+// Storage is untrusted with secrets. It sees no token and no ticket's secret, and a
+// record is opened under a key that only the ticket's holder and the key ring together
+// can make. The names under which the registry keeps its entries are keyed hashes; what
+// an entry and an event describe, the person and the device, is there in clear text for
+// those who may look at the list.
 //
 // Each backend is a package below this one, and passes the conformance suite in
 // package storetest with real servers.
