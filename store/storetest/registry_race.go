@@ -158,28 +158,7 @@ func testLimitHistories(t testing.TB, h RegistryHarness) {
 		raceOf(2*nodes, all, func(r roll, client int) {
 			for i := range 6 {
 				e := session(fmt.Sprintf("r%dc%di%d", round, client, i))
-				done := history.Begin(SignIn, e.ID)
-				err := d.signIn(r, e, limits)
-				done(outcomeOf(err))
-				if err != nil {
-					continue
-				}
-				for range 2 {
-					done = history.Begin(Use, e.ID)
-					usable, err := d.use(r, e)
-					switch {
-					case err != nil:
-						done(Unknown)
-					case usable:
-						done(Done)
-					default:
-						done(Refused)
-					}
-				}
-				if i%2 == 0 {
-					done = history.Begin(SignOut, e.ID)
-					done(outcomeOf(d.signOut(r, e)))
-				}
+				d.visit(r, history, e, limits, i%2 == 0)
 			}
 		})
 		history.Check(t)
@@ -187,6 +166,35 @@ func testLimitHistories(t testing.TB, h RegistryHarness) {
 			all[0].remove(e)
 		}
 	}
+}
+
+// visit signs in, uses the session, and signs out if leaves. It says whether all outcomes
+// are known.
+func (d *desk) visit(r roll, history *SessionHistory, e store.Entry, limits store.Limits, leaves bool) bool {
+	done := history.Begin(SignIn, e.ID)
+	signedIn := outcomeOf(d.signIn(r, e, limits))
+	done(signedIn)
+	if signedIn != Done {
+		return signedIn != Unknown
+	}
+	known := true
+	for range 2 {
+		done = history.Begin(Use, e.ID)
+		usable, err := d.use(r, e)
+		used := outcomeOf(err)
+		if err == nil && !usable {
+			used = Refused
+		}
+		done(used)
+		known = known && used != Unknown
+	}
+	if leaves {
+		done = history.Begin(SignOut, e.ID)
+		left := outcomeOf(d.signOut(r, e))
+		done(left)
+		known = known && left != Unknown
+	}
+	return known
 }
 
 // outcomeOf takes an error that states an outcome for a refusal.
@@ -278,6 +286,25 @@ func testRegistryOutage(t testing.TB, h RegistryHarness, o Outage) {
 	r.admit(bob, limits, "")
 	r.end(bob, "revoked")
 
+	// Somebody signs in over and over, from before the outage until after it.
+	evict := store.Limits{PerUser: 2, OnLimit: store.EvictOldest}
+	history := NewSessionHistory(evict)
+	var d desk
+	var wg sync.WaitGroup
+	busy, idle := context.WithCancel(r.ctx)
+	defer wg.Wait() // before the harness closes the registries
+	defer idle()
+	for client, r := range all {
+		wg.Go(func() {
+			for i, unknown := 0, 0; i < 100 && unknown < 3 && busy.Err() == nil; i++ {
+				if !d.visit(r, history, of("dave", session(fmt.Sprintf("c%di%d", client, i))), evict, i%3 == 0) {
+					unknown++
+				}
+				time.Sleep(grain)
+			}
+		})
+	}
+
 	end := o.Begin(t)
 	returns(t, "a call in an outage", func() {
 		for _, r := range all {
@@ -302,4 +329,16 @@ func testRegistryOutage(t testing.TB, h RegistryHarness, o Outage) {
 	all[2].wantLive("a", "d")
 	wantErr(t, "Renew after the outage", r.Renew(r.ctx, session("a"), long), nil)
 	wantErr(t, "Renew of an ending entry after the outage", r.Renew(r.ctx, bob, long), store.ErrEnding)
+
+	idle()
+	wg.Wait()
+	for i := range 2 * nodes {
+		if !d.visit(all[i%nodes], history, of("dave", session(fmt.Sprint("after", i))), evict, false) {
+			t.Error("a sign-in after the outage has no known outcome")
+		}
+	}
+	history.Check(t)
+	if n := d.usable(); n > evict.PerUser {
+		t.Errorf("%d are usable after the outage, want at most %d", n, evict.PerUser)
+	}
 }
