@@ -1,4 +1,4 @@
-// Package redis keeps records in Redis, 6.0 or newer, shared by any number of nodes: a
+// Package redis keeps records in Redis, 6.2 or newer, shared by any number of nodes: a
 // standalone server, a primary that sentinels watch over, or a Redis Cluster.
 //
 // The store's clock is the server's. What Redis acknowledged survives its restart as
