@@ -168,10 +168,16 @@ func (p *Postgres) Stop() {
 
 // Kill ends all its processes at once (SIGKILL).
 func (p *Postgres) Kill() {
-	for _, pid := range p.pause() {
+	pids := p.pause()
+	for _, pid := range pids {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	p.proc.Kill()
+	for _, pid := range pids { // they hold the memory that Restart asks for
+		for s := state(pid); s != 0 && s != 'Z'; s = state(pid) {
+			time.Sleep(time.Millisecond)
+		}
+	}
 }
 
 // Restart starts it again after Stop or Kill: on the same port, with the data it kept.
@@ -190,7 +196,7 @@ func (p *Postgres) Pause() { p.pause() }
 // returns the latter.
 func (p *Postgres) pause() []int {
 	p.proc.Signal(syscall.SIGSTOP)
-	for state(p.proc.PID()) != 'T' && state(p.proc.PID()) != 0 {
+	for s := state(p.proc.PID()); s != 'T' && s != 'Z' && s != 0; s = state(p.proc.PID()) {
 		time.Sleep(time.Millisecond)
 	}
 	pids := children(p.proc.PID())

@@ -36,25 +36,9 @@ func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, lim
 		return nil, wrap("admit", err)
 	}
 	var ending []store.Entry
-	err = s.write(ctx, "admit", func(ctx context.Context, conn *pgx.Conn) error {
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-			ofUser, err := s.lockAndList(ctx, tx, e, limits, replaces)
-			if err != nil {
-				return err
-			}
-			victims, err := giveWay(ofUser, e, limits, replaces)
-			if err != nil {
-				return err
-			}
-			seat, inherited := inherit(ofUser, e, replaces)
-			if !inherited && limits.Total > 0 {
-				if err := checkTotal(ctx, tx, e.Tenant, limits.Total); err != nil {
-					return err
-				}
-			}
-			ending, err = admit(ctx, tx, admission{e, ttl, victims, replaces, seat, inherited})
-			return err
-		})
+	err = s.write(ctx, "admit", func(ctx context.Context, conn *pgx.Conn) (err error) {
+		ending, err = s.admit(ctx, conn, e, ttl, limits, replaces)
+		return rollback(ctx, conn, err)
 	})
 	if err != nil {
 		return nil, err
@@ -62,15 +46,39 @@ func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, lim
 	return ending, nil
 }
 
-// lockAndList takes the locks and returns the user's entries that matter. Whoever is to
-// keep to a total is alone with the tenant's count; others only keep those out.
-func (s *Store) lockAndList(ctx context.Context, tx pgx.Tx, e store.Entry, limits store.Limits, replaces string) ([]listed, error) {
+// admit is Admit in a transaction of two round trips, so that locks are held for one and
+// the commit.
+func (s *Store) admit(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
+	ofUser, taken, err := s.lockAndList(ctx, conn, e, limits, replaces)
+	if err != nil {
+		return nil, err
+	}
+	victims, err := giveWay(ofUser, e, limits, replaces)
+	if err != nil {
+		return nil, err
+	}
+	seat, inherited := inherit(ofUser, e, replaces)
+	if !inherited && limits.Total > 0 && taken >= limits.Total {
+		if taken, err = freeSeats(ctx, conn, e.Tenant); err != nil {
+			return nil, err
+		}
+		if taken >= limits.Total {
+			return nil, &store.LimitError{Limit: store.LimitTotal}
+		}
+	}
+	return admission{e, ttl, victims, replaces, seat, inherited}.commit(ctx, conn)
+}
+
+// lockAndList begins the transaction, takes the locks and returns the user's entries that
+// matter, and how many seats of the tenant are taken. Whoever is to keep to a total is
+// alone with the tenant's count; others only keep those out.
+func (s *Store) lockAndList(ctx context.Context, conn *pgx.Conn, e store.Entry, limits store.Limits, replaces string) (found []listed, taken int, err error) {
 	lockTenant := `SELECT pg_advisory_xact_lock_shared($1)`
 	if limits.Total > 0 {
 		lockTenant = `SELECT pg_advisory_xact_lock($1)`
 	}
-	var found []listed
 	b := &pgx.Batch{}
+	b.Queue(`BEGIN`)
 	b.Queue(lockTenant, s.lockID("tenant", e.Tenant))
 	s.lockUser(b, e)
 	b.Queue(`
@@ -87,7 +95,11 @@ func (s *Store) lockAndList(ctx context.Context, tx pgx.Tx, e store.Entry, limit
 			})
 			return err
 		})
-	return found, tx.SendBatch(ctx, b).Close()
+	if limits.Total > 0 {
+		countSeats(b, e.Tenant, &taken)
+	}
+	err = conn.SendBatch(ctx, b).Close()
+	return found, taken, err
 }
 
 // giveWay returns those of a user's entries that have to end before e may begin, and no
@@ -157,28 +169,18 @@ func inherit(ofUser []listed, e store.Entry, replaces string) (seat int16, inher
 	return rand.N[int16](seatShards), false
 }
 
-// checkTotal returns a LimitError if all of a tenant's seats are taken. Where they are, it
-// first gives back those of entries that have expired, as far as they are easily found.
-func checkTotal(ctx context.Context, tx pgx.Tx, tenant string, total int) error {
-	const look = 1000
-	for _, free := range []bool{false, true} {
-		if free {
-			if err := freeSeats(ctx, tx, tenant, look); err != nil {
-				return err
-			}
-		}
-		var taken int
-		err := tx.QueryRow(ctx, `SELECT coalesce(sum(taken), 0)::bigint FROM seats WHERE tenant = $1`, tenant).Scan(&taken)
-		if err != nil || taken < total {
-			return err
-		}
-	}
-	return &store.LimitError{Limit: store.LimitTotal}
+func countSeats(b *pgx.Batch, tenant string, taken *int) {
+	b.Queue(`SELECT coalesce(sum(taken), 0)::bigint FROM seats WHERE tenant = $1`, tenant).
+		QueryRow(func(row pgx.Row) error { return row.Scan(taken) })
 }
 
-// freeSeats looks at the entries of all tenants that are due the longest.
-func freeSeats(ctx context.Context, tx pgx.Tx, tenant string, look int) error {
-	_, err := tx.Exec(ctx, `
+// freeSeats gives back the seats of entries that have expired, as far as they are easily
+// found, and returns how many are taken now. It looks at the entries of all tenants that
+// are due the longest.
+func freeSeats(ctx context.Context, conn *pgx.Conn, tenant string) (taken int, err error) {
+	const look = 1000
+	b := &pgx.Batch{}
+	b.Queue(`
 		WITH first AS (
 			SELECT tenant, user_id, id FROM entries
 			WHERE due <= statement_timestamp() ORDER BY due LIMIT $2),
@@ -192,7 +194,9 @@ func freeSeats(ctx context.Context, tx pgx.Tx, tenant string, look int) error {
 			RETURNING x.seat),
 		counted AS (SELECT seat, count(*) AS n FROM freed GROUP BY seat)
 		UPDATE seats SET taken = taken - n FROM counted WHERE tenant = $1 AND shard = seat`, tenant, look)
-	return err
+	countSeats(b, tenant, &taken)
+	err = conn.SendBatch(ctx, b).Close()
+	return taken, err
 }
 
 // An admission is what Admit has decided.
@@ -205,8 +209,8 @@ type admission struct {
 	inherited bool
 }
 
-// admit writes it and returns the user's ending entries.
-func admit(ctx context.Context, tx pgx.Tx, a admission) (ending []store.Entry, err error) {
+// commit writes it, ends the transaction, and returns the user's ending entries.
+func (a admission) commit(ctx context.Context, conn *pgx.Conn) (ending []store.Entry, err error) {
 	b := &pgx.Batch{}
 	if len(a.victims) > 0 {
 		b.Queue(`
@@ -240,5 +244,7 @@ func admit(ctx context.Context, tx pgx.Tx, a admission) (ending []store.Entry, e
 	if !a.inherited {
 		b.Queue(takeSeat, a.Tenant, a.seat)
 	}
-	return ending, tx.SendBatch(ctx, b).Close()
+	b.Queue(`COMMIT`)
+	err = conn.SendBatch(ctx, b).Close()
+	return ending, err
 }

@@ -74,6 +74,7 @@ func (f *feed) done() {
 // A database has one set of channels. Those who share it hear nothing of each other, and
 // what others notify of on ours tells nothing.
 func TestChannelsOfOthers(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	s, other := openAll(t, Options{URL: server.URL()}, 1)[0], openAll(t, Options{URL: server.URL()}, 1)[0]
 	ctx, cancel := context.WithCancel(t.Context())
@@ -101,6 +102,7 @@ func TestChannelsOfOthers(t *testing.T) {
 // A server that no longer answers is noticed by the feed itself; what changed meanwhile
 // may have been missed, and the feed says so before it is current again.
 func TestFeedBreaks(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	proxy := testenv.StartProxy(t, server.Addr())
 	s := openAll(t, Options{URL: server.URL()}, 1)[0]
@@ -143,6 +145,7 @@ func TestFeedBreaks(t *testing.T) {
 // A follower who was cut off hears later what it has missed: also what was written before
 // the cut and committed after it, and more than a page of it.
 func TestFollowCatchesUp(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	proxy := testenv.StartProxy(t, server.Addr())
 	s := openAll(t, Options{URL: server.URL()}, 1)[0]

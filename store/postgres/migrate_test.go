@@ -40,6 +40,7 @@ func wantPing(t testing.TB, s *Store, want string) {
 }
 
 func TestMigrate(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	admin := connect(t, server)
 

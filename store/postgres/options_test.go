@@ -117,6 +117,7 @@ func describe(url string) string {
 }
 
 func TestPassword(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{Password: password})
 	for _, tc := range []struct {
 		password coatcheck.Secret
@@ -135,6 +136,7 @@ func TestPassword(t *testing.T) {
 }
 
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	certs, others := testenv.NewCertificates(t), testenv.NewCertificates(t)
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{Certificates: certs})
 	plain := strings.TrimSuffix(server.URL(), "?sslmode=disable")

@@ -136,6 +136,14 @@ func (s *Store) run(ctx context.Context, do statement) (lost bool, err error) {
 	return err != nil && conn.Conn().IsClosed() && sent.Err() == nil, err
 }
 
+// rollback ends the transaction that err has left open, if it did, and returns err.
+func rollback(ctx context.Context, conn *pgx.Conn, err error) error {
+	if err != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I' {
+		_, _ = conn.Exec(ctx, `ROLLBACK`) // else the pool closes the connection
+	}
+	return err
+}
+
 // SQLSTATE codes that are told apart.
 const (
 	codeReadOnly = "25006"

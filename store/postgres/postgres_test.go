@@ -48,6 +48,7 @@ func openAll(t testing.TB, opts Options, nodes int) []*Store {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	storetest.RunBackend(t, storetest.BackendHarness{
 		Open: func(t testing.TB, nodes int) []store.Backend {

@@ -40,16 +40,17 @@ func (s *Store) Renew(ctx context.Context, e store.Entry, ttl time.Duration) err
 		if err != nil || tag.RowsAffected() > 0 {
 			return err
 		}
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return s.relist(ctx, tx, e, ttl) })
+		return rollback(ctx, conn, s.relist(ctx, conn, e, ttl))
 	})
 }
 
-// relist lists what is in use and is not listed, or has lost its seat.
-func (s *Store) relist(ctx context.Context, tx pgx.Tx, e store.Entry, ttl time.Duration) error {
+// relist lists what is in use and is not listed, or has lost its seat, in a transaction.
+func (s *Store) relist(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl time.Duration) error {
 	var ending string
 	seat := rand.N[int16](seatShards)
 	seated := false
 	b := &pgx.Batch{}
+	b.Queue(`BEGIN`)
 	s.lockUser(b, e)
 	b.Queue(`SELECT ending, seat IS NOT NULL FROM entries WHERE tenant = $1 AND user_id = $2 AND id = $3 FOR UPDATE`,
 		e.Tenant, e.User, e.ID).
@@ -59,7 +60,7 @@ func (s *Store) relist(ctx context.Context, tx pgx.Tx, e store.Entry, ttl time.D
 			}
 			return nil
 		})
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
 		return err
 	}
 	if ending != "" {
@@ -76,7 +77,8 @@ func (s *Store) relist(ctx context.Context, tx pgx.Tx, e store.Entry, ttl time.D
 	if !seated {
 		b.Queue(takeSeat, e.Tenant, seat)
 	}
-	return tx.SendBatch(ctx, b).Close()
+	b.Queue(`COMMIT`)
+	return conn.SendBatch(ctx, b).Close()
 }
 
 // checkNamed is CheckEntry for an entry that is only named.
