@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Go: a C compiler for the race detector, Redis,
-# HAProxy, nginx, Chromium, Node.js and the npm packages of e2e/provider.
+# PostgreSQL, HAProxy, nginx, Chromium, Node.js and the npm packages of e2e/provider.
 #
 # On Debian and Ubuntu, as root or where sudo asks for no password, it installs what
 # is missing and leaves no service running or enabled. Anywhere else it says what to
@@ -26,8 +26,15 @@ new_enough() {
 }
 has_node() { new_enough node || new_enough "$tools/node_modules/.bin/node"; }
 
+# Debian keeps PostgreSQL's programs, of several versions, where no PATH looks.
+has_postgres() { has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+
 installed() { # PROGRAM
-	if [ "$1" = node ]; then has_node; else has "$1"; fi
+	case $1 in
+	node) has_node ;;
+	postgres) has_postgres ;;
+	*) has "$1" ;;
+	esac
 }
 
 # as_root COMMAND...: false where that would have to ask for a password.
@@ -40,8 +47,19 @@ package_of() {
 	case $1 in
 	cc) echo gcc libc6-dev ;;
 	node) echo nodejs ;;
+	postgres) echo postgresql ;;
 	*) echo "$1" ;;
 	esac
+}
+
+# no_cluster keeps Debian's package of PostgreSQL from making a database of its own, which
+# would be started with the machine. It is told so before the package is there.
+no_cluster() {
+	local conf=/etc/postgresql-common/createcluster.conf
+	if [ ! -e "$conf" ]; then
+		as_root mkdir -p "${conf%/*}"
+		echo 'create_main_cluster = false' | as_root tee "$conf" >/dev/null
+	fi
 }
 
 # apt PACKAGE...: installs without starting or enabling any service. Debian starts a
@@ -53,10 +71,13 @@ apt() (
 		printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
 		as_root chmod 755 "$policy"
 	fi
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || return
+	case " $* " in *' postgresql '*) no_cluster ;; esac
+	# --force-confold: where such a file is there already, it stays as it is.
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		-o Dpkg::Options::=--force-confold "$@" >/dev/null || return
 	for package in "$@"; do
 		case $package in
-		redis-server | haproxy | nginx)
+		redis-server | postgresql | haproxy | nginx)
 			if has systemctl; then
 				as_root systemctl disable --now "$package" || true
 			else
@@ -67,7 +88,7 @@ apt() (
 	done
 )
 
-wanted=(cc make redis-server haproxy nginx chromium node npm)
+wanted=(cc make redis-server postgres haproxy nginx chromium node npm)
 missing=()
 find_missing() {
 	missing=()
