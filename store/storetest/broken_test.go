@@ -267,3 +267,42 @@ func (s *swapsAnswers) Get(ctx context.Context, key string) (store.Record, error
 	}
 	return r, err
 }
+
+// staleReads has a cache on each node, which only that node's writes invalidate.
+type staleReads struct {
+	sound
+	mu    *sync.Mutex
+	cache map[string]store.Record
+}
+
+func (s staleReads) Get(ctx context.Context, key string) (store.Record, error) {
+	s.mu.Lock()
+	r, ok := s.cache[key]
+	s.mu.Unlock()
+	if ok {
+		return r, nil
+	}
+	r, err := s.sound.Get(ctx, key)
+	if err == nil {
+		s.mu.Lock()
+		s.cache[key] = r
+		s.mu.Unlock()
+	}
+	return r, err
+}
+
+func (s staleReads) forget(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.cache, key)
+}
+
+func (s staleReads) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
+	defer s.forget(key)
+	return s.sound.Replace(ctx, key, revision, value, ttl)
+}
+
+func (s staleReads) Delete(ctx context.Context, key string) error {
+	defer s.forget(key)
+	return s.sound.Delete(ctx, key)
+}

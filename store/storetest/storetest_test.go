@@ -114,6 +114,33 @@ func TestSuiteRejectsBrokenStores(t *testing.T) {
 	}
 }
 
+// TestSuiteRejectsHistories gives the section that judges histories its own defects, which
+// take several nodes.
+func TestSuiteRejectsHistories(t *testing.T) {
+	for name, node := range map[string]func(s store.Store) store.Store{
+		"stale reads": func(s store.Store) store.Store {
+			return staleReads{s, new(sync.Mutex), map[string]store.Record{}}
+		},
+		"Replace in two steps": func(s store.Store) store.Store { return replaceInTwoSteps{s} },
+		"Create in two steps":  func(s store.Store) store.Store { return createInTwoSteps{s} },
+		"Touch creates":        func(s store.Store) store.Store { return touchCreates{s} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubbled(t, func(t *testing.T) {
+				h := Harness{Open: func(t testing.TB, nodes int) []store.Store {
+					m := openMemory(t)
+					var all []store.Store
+					for range nodes {
+						all = append(all, node(m))
+					}
+					return all
+				}}
+				wantRejected(t, "RecordHistories", failures(t, h, only(sections(), "RecordHistories")))
+			})
+		})
+	}
+}
+
 // An away store's backend can be taken away. While it is, calls return says.
 type away struct {
 	sound
