@@ -45,7 +45,7 @@ func TestHostile(t *testing.T) {
 	} {
 		t.Run(class.name, func(t *testing.T) { class.run(t, s) })
 	}
-	for line := range strings.Lines(s.Output()) {
+	for line := range strings.Lines(s.logged()) {
 		if !json.Valid([]byte(line)) {
 			t.Errorf("A-D2: a line of the log is no JSON: %q", line)
 		}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strings"
@@ -12,12 +13,28 @@ import (
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
 
+// logged returns what a node has logged since it was started. A node that runs writes its
+// lines a little later than its answers, in order: one more request, which the log can be
+// searched for, shows that those of all answers so far are there.
+func (n *node) logged() string {
+	n.t.Helper()
+	select {
+	case <-n.Done():
+		return n.Output()
+	default:
+	}
+	mark := fmt.Sprintf("mark-%d", rand.Uint64())
+	newSender(n.t).mustSend(n.t, request{url: n.url + "/ping", header: []string{"User-Agent", mark}})
+	await(n.t, "the log of a node", func() bool { return strings.Contains(n.Output(), mark) })
+	return n.Output()
+}
+
 // entries returns the lines that a node has logged since it was started. Each must be
 // one JSON object.
 func (n *node) entries() []map[string]any {
 	n.t.Helper()
 	var entries []map[string]any
-	for line := range strings.Lines(n.Output()) {
+	for line := range strings.Lines(n.logged()) {
 		var e map[string]any
 		if !strings.HasSuffix(line, "\n") {
 			continue // is being written
@@ -96,7 +113,7 @@ func TestLogLines(t *testing.T) {
 	if !paths["/\r\n"+forged+"\r\n"] {
 		t.Error("a path with line breaks is not in the log")
 	}
-	for i, c := range []byte(n.Output()) {
+	for i, c := range []byte(n.logged()) {
 		if c < ' ' && c != '\n' {
 			t.Fatalf("the log has the control character %q: %q", c, n.Output()[max(0, i-100):i+1])
 		}
