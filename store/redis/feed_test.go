@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -185,6 +186,57 @@ func TestFeedTellsChanges(t *testing.T) {
 	e.waitCurrent()
 	if e.heardOf("strange") != 0 {
 		t.Error("heard of another installation's record")
+	}
+}
+
+// A touch costs the other nodes nothing: the server sends them no word of it.
+func TestTouchesAreNotSent(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	listen(t, open(t, Options{URL: server.URL()}), time.Second)
+	s := open(t, Options{URL: server.URL()})
+	if err := s.Create(t.Context(), "k", nil, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	sent := func() int {
+		m := server.Must("INFO", "stats")
+		text, _ := m.ToString()
+		_, text, _ = strings.Cut(text, "total_net_output_bytes:")
+		text, _, _ = strings.Cut(text, "\r\n")
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	const touches = 2000
+	before := sent()
+	for i := range touches {
+		if err := s.Touch(t.Context(), "k", time.Hour+time.Duration(i)*time.Second/10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := sent() - before; n > 20*touches {
+		t.Errorf("the server sent %d bytes for %d touches", n, touches)
+	}
+}
+
+// Nobody is told anything once Watch has returned.
+func TestFeedEnds(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL()})
+	if err := s.Create(t.Context(), "k", nil, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	var ended *ear
+	t.Run("while it lasts", func(t *testing.T) { ended = listen(t, s, testBeat) })
+	e := listen(t, s, testBeat)
+	before := ended.heardOf("k")
+	if err := s.Delete(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	e.waitCurrent()
+	if ended.heardOf("k") != before || e.heardOf("k") == 0 {
+		t.Error("the wrong one was told")
 	}
 }
 

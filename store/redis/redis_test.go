@@ -126,6 +126,29 @@ func TestCloseUnreached(t *testing.T) {
 	}
 }
 
+// Close waits for an attempt to connect that is under way, and nothing is left of it.
+func TestCloseWhileConnecting(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	server.Pause()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	s, err := Open(ctx, Options{URL: server.URL(), Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- s.Close() }()
+	select {
+	case <-closed:
+		t.Error("Close did not wait")
+	case <-time.After(50 * time.Millisecond):
+	}
+	server.Resume()
+	if err := <-closed; err != nil {
+		t.Error(err)
+	}
+}
+
 func unreachable(t *testing.T) []Options {
 	nobody := []string{testenv.Loopback(testenv.FreePort(t))}
 	return []Options{

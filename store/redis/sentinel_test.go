@@ -3,6 +3,7 @@ package redis
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store"
@@ -55,6 +56,20 @@ func TestSentinel(t *testing.T) {
 			sentinel.Restart()
 		}
 		waitUp(t, s)
+	})
+
+	// One that answers is enough, and the others don't keep it waiting for longer than the
+	// timeout says.
+	t.Run("HungSentinel", func(t *testing.T) {
+		hasty := opts
+		hasty.Timeout = 200 * time.Millisecond
+		env.Sentinels()[0].Pause()
+		defer env.Sentinels()[0].Resume()
+		began := time.Now()
+		waitUp(t, open(t, hasty))
+		if took := time.Since(began); took > 4*time.Second {
+			t.Errorf("took %s", took)
+		}
 	})
 
 	t.Run("Feed", func(t *testing.T) {
