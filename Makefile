@@ -4,7 +4,7 @@ GO ?= go
 # the go command now and then reports "context deadline exceeded" as a failure.
 FUZZTIME ?= 60000x
 
-.PHONY: build run test fuzz bench lint deps clean
+.PHONY: build run test fuzz bench soak scale lint deps clean
 
 build: ## bin/coatcheck
 	$(GO) build -trimpath -o bin/coatcheck ./cmd/coatcheck
@@ -22,6 +22,12 @@ fuzz: ## each fuzz target for FUZZTIME
 
 bench: ## bench/result.json and a table
 	$(GO) run ./bench
+
+soak: ## bench/SOAK.md: what is left of 100,000 sessions; 40 minutes for each store, much of it waiting
+	$(GO) test ./bench/soak -count=1 -timeout 3h -v -args -sessions 100000 -idle 90s -to-the-end -out .. $(SOAKFLAGS)
+
+scale: ## bench/SCALE.md: what a session costs among 1,000,000; takes 8 GB of memory and as much disk
+	$(GO) test ./bench/scale -count=1 -timeout 3h -v -args -sizes 1000,100000,1000000 -rounds 7 -calls 200 -out .. $(SCALEFLAGS)
 
 lint:
 	$(GO) vet ./...

@@ -29,10 +29,10 @@ var (
 )
 
 // tolerance is how many times the processor time at the smallest size an operation may
-// take at the largest. Trees and caches cost a little more when they are larger, and
-// neighbours on the machine make noise; what grows with the number of sessions grows a
-// thousandfold.
-const tolerance = 2.0
+// take at the largest. From 10³ to 10⁶ a tree gets twice as deep and no longer fits into the
+// processor's caches, and neighbours on the machine make noise; what grows with the number
+// of sessions would take a thousand times as long.
+const tolerance = 3.0
 
 // A result is what was measured of one store.
 type result struct {
