@@ -36,8 +36,8 @@ type cluster struct {
 	t        *testing.T
 	url      string // of HAProxy, where browsers go
 	host     string
-	nodes    map[string]*node // by the names that haproxy.cfg has for them
-	redis    *testenv.Redis     // nil if the store was not started here
+	nodes    map[string]*node  // by the names that haproxy.cfg has for them
+	redis    *testenv.Redis    // nil if the store was not started here
 	provider *testenv.Provider // nil if it was not started here
 }
 

@@ -268,6 +268,13 @@ func (l *load) count(status int) int {
 	return l.statuses[status]
 }
 
+// unverified returns how many answers so far said that nobody could check the session.
+func (l *load) unverified() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.marked
+}
+
 // awaitMore waits for so many more answers of a status.
 func (l *load) awaitMore(t *testing.T, status, more int) {
 	t.Helper()

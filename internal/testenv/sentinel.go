@@ -78,6 +78,9 @@ func (s *Sentinel) Addresses() []string { return addressesOf(s.sentinels) }
 // Sentinels returns the sentinels.
 func (s *Sentinel) Sentinels() []*Redis { return s.sentinels }
 
+// Servers returns the servers: first the one that began as the primary.
+func (s *Sentinel) Servers() []*Redis { return s.servers }
+
 // Primary returns the server that the sentinels name as the primary.
 func (s *Sentinel) Primary() *Redis {
 	s.t.Helper()
