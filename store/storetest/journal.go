@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,7 @@ func RunJournal(t *testing.T, h JournalHarness) {
 type reader struct {
 	mu   sync.Mutex
 	told [][]byte
+	seen map[string]bool // what was told, as it was then
 	stop context.CancelFunc
 	err  chan error // of Follow
 }
@@ -47,7 +49,7 @@ type reader struct {
 func follow(t testing.TB, j store.Journal, ctx context.Context) *reader {
 	t.Helper()
 	following, stop := context.WithCancel(ctx)
-	r := &reader{stop: stop, err: make(chan error, 1)}
+	r := &reader{seen: make(map[string]bool), stop: stop, err: make(chan error, 1)}
 	ready := make(chan struct{})
 	var once sync.Once
 	go func() {
@@ -55,6 +57,7 @@ func follow(t testing.TB, j store.Journal, ctx context.Context) *reader {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.told = append(r.told, data)
+			r.seen[string(data)] = true
 		})
 	}()
 	t.Cleanup(func() { r.end(t) })
@@ -81,47 +84,44 @@ func (r *reader) end(t testing.TB) {
 	}
 }
 
-// times says how often each event was told.
-func (r *reader) times() map[string]int {
+// missing returns those of events that r has not been told of.
+func (r *reader) missing(events []string) []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := make(map[string]int)
-	for _, data := range r.told {
-		n[string(data)]++
-	}
-	return n
+	return slices.DeleteFunc(slices.Clone(events), func(e string) bool { return r.seen[e] })
+}
+
+// count returns how often r was told anything.
+func (r *reader) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.told)
 }
 
 // wantTold waits until r has been told of all events, and checks that it was told of
 // nothing else but what may have been appended.
 func (r *reader) wantTold(t testing.TB, ctx context.Context, who string, events []string, maybe func(string) bool) {
 	t.Helper()
-	missing := ""
-	for {
-		got := r.times()
-		missing = ""
-		n := 0
-		for _, e := range events {
-			if got[e] == 0 {
-				missing = e
-				n++
-			}
-		}
-		if n == 0 {
-			break
-		}
+	for missing := r.missing(events); len(missing) > 0; missing = r.missing(missing) {
 		if ctx.Err() != nil {
-			t.Fatalf("%s was never told of %d of %d events, such as %.60q", who, n, len(events), missing)
+			t.Fatalf("%s was never told of %d of %d events, such as %.60q", who, len(missing), len(events), missing[0])
 		}
-		time.Sleep(grain)
+		time.Sleep(5 * grain)
 	}
 	known := make(map[string]bool, len(events))
 	for _, e := range events {
 		known[e] = true
 	}
-	for e := range r.times() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for e := range r.seen {
 		if !known[e] && (maybe == nil || !maybe(e)) {
 			t.Errorf("%s was told of %.60q, which nobody appended", who, e)
+		}
+	}
+	for _, data := range r.told {
+		if !r.seen[string(data)] {
+			t.Errorf("what %s was told has changed to %.60q", who, data)
 		}
 	}
 }
@@ -220,9 +220,9 @@ func testJournalReady(t testing.TB, h JournalHarness) {
 		must(t, "Append", all[2].Append(ctx, []byte(e)))
 		wantAllTold(t, ctx, []*reader{r}, []string{e}, func(e string) bool { return before(e) || e < fmt.Sprint("event ", i) })
 		r.end(t)
-		n := len(r.times())
+		n := r.count()
 		must(t, "Append", all[2].Append(ctx, []byte("before")))
-		if len(r.times()) != n {
+		if r.count() != n {
 			t.Error("something was told after Follow had returned")
 		}
 	}
