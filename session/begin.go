@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -48,6 +49,11 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 	if err != nil {
 		return nil, err
 	}
+	endTurn, err := m.turns.take(ctx, listing.User)
+	if err != nil {
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
+	defer endTurn()
 	carried, err := m.carried(ctx, in)
 	if err != nil {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("look at the session before: %w", err))
@@ -77,7 +83,8 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		}
 	}
 	for _, before := range carried {
-		if err == nil {
+		ended := slices.ContainsFunc(ending, func(e store.Entry) bool { return e.ID == string(before.Ref) })
+		if err == nil && !ended {
 			err = m.end(ctx, before, coatcheck.ReasonReplaced)
 		}
 	}

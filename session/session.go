@@ -93,6 +93,7 @@ type Manager struct {
 	cache   *cache
 	streams streams
 	upkeep  upkeep
+	turns   turns
 	warned  atomic.Int64 // when a failed touch was logged last, in Unix seconds
 }
 
