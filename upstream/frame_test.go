@@ -3,6 +3,7 @@ package upstream
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -58,9 +59,13 @@ func TestHalf(t *testing.T) {
 			}
 		}
 		step(0, leaveAt)
-		h.leave(goodbye)
-		h.leave(goingAway.frame())
+		h.prepare(goodbye)
+		h.prepare(goingAway.frame())
+		if rapid.Bool().Draw(t, "at once") {
+			h.leave()
+		}
 		step(leaveAt, len(in))
+		h.leave()
 
 		end := 0 // the first boundary at or behind leaveAt
 		if leaveAt > 0 {
@@ -88,6 +93,49 @@ func TestHalf(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A peer is one side of a tunnel, and answers as soon as it gets anything.
+type peer struct {
+	net.Conn
+	got    []byte
+	answer func()
+}
+
+func (p *peer) Write(b []byte) (int, error) {
+	p.got = append(p.got, b...)
+	p.answer()
+	return len(b), nil
+}
+
+// However fast a side answers its close frame, the other one gets ours: the client is told
+// why, and the app sees a client that is going away.
+func TestLeaveIsNotOvertaken(t *testing.T) {
+	why := closing{1008, "over"}
+	for i := range 200 {
+		one, other := net.Pipe()
+		client, app := &peer{Conn: one, answer: func() {}}, &peer{Conn: other, answer: func() {}}
+		tun := &tunnel{ex: &exchange{done: make(chan struct{})}, client: client, app: app, started: make(chan struct{})}
+		tun.down = half{to: client, closed: make(chan struct{})}
+		tun.up = half{to: app, closed: make(chan struct{})}
+		client.answer = func() { _, _ = tun.up.Write(masked(why.frame())) }
+		app.answer = func() { _, _ = tun.down.Write(goingAway.frame()) }
+		later := &client.answer // one answers at once
+		if i%2 == 0 {
+			later = &app.answer
+		}
+		answer := *later
+		*later = func() { go answer() }
+		close(tun.started)
+		go func() {
+			_, _ = other.Read(make([]byte, 1)) // until the tunnel is cut
+			close(tun.ex.done)
+		}()
+		tun.leave(t.Context(), why)
+		if !bytes.Equal(client.got, why.frame()) || len(app.got) != len(masked(goingAway.frame())) {
+			t.Fatalf("the client gets %q, the app %q", client.got, app.got)
+		}
+	}
 }
 
 func TestCloseFrame(t *testing.T) {

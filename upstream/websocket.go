@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -135,9 +136,12 @@ func (t *tunnel) leave(ctx context.Context, why closing) {
 	case <-t.ex.done:
 		return
 	}
+	// Both before either is sent: the answer to one must not overtake the other.
+	t.down.prepare(why.frame())
+	t.up.prepare(masked(goingAway.frame()))
 	var wg sync.WaitGroup
-	wg.Go(func() { t.down.leave(why.frame()) })
-	wg.Go(func() { t.up.leave(masked(goingAway.frame())) })
+	wg.Go(t.down.leave)
+	wg.Go(t.up.leave)
 	wg.Wait()
 	for _, closed := range []chan struct{}{t.up.closed, t.down.closed} {
 		select {
@@ -175,10 +179,10 @@ func masked(frame []byte) []byte {
 // A half is one direction of a tunnel. All bytes pass through Write, so that a frame of
 // ours never lands inside another.
 type half struct {
+	goodbye  atomic.Pointer[[]byte] // our close frame, when it is to be sent
 	mu       sync.Mutex
 	to       io.Writer
 	frames   frames
-	goodbye  []byte        // our close frame, when it is to be sent
 	left     bool          // it went out; nothing may follow (RFC 6455 §5.5.1)
 	closed   chan struct{} // closed when the sender's close frame was seen
 	isClosed bool
@@ -189,8 +193,11 @@ func (h *half) Write(p []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	pass, leaving := p, false
-	if h.left {
+	switch {
+	case h.left:
 		pass = nil
+	case h.canLeave():
+		pass, leaving, h.left = nil, true, true
 	}
 	for i := 0; i < len(p); {
 		n, opcode, ended := h.frames.next(p[i:])
@@ -209,7 +216,7 @@ func (h *half) Write(p []byte) (int, error) {
 		}
 	}
 	if leaving {
-		if _, err := h.to.Write(h.goodbye); err != nil {
+		if _, err := h.to.Write(*h.goodbye.Load()); err != nil {
 			return 0, err
 		}
 	}
@@ -218,20 +225,20 @@ func (h *half) Write(p []byte) (int, error) {
 
 // canLeave tells whether our close frame is due and may stand here.
 func (h *half) canLeave() bool {
-	return h.goodbye != nil && !h.left && !h.isClosed && h.frames.boundary()
+	return h.goodbye.Load() != nil && !h.left && !h.isClosed && h.frames.boundary()
 }
 
-// leave sends the close frame, at once or behind the current frame. Of two the first one
-// counts.
-func (h *half) leave(goodbye []byte) {
+// prepare says that the half is to end with this close frame: nothing passes from the next
+// boundary on. It does not wait for a Write that is stuck. Of two frames the first one counts.
+func (h *half) prepare(goodbye []byte) { h.goodbye.CompareAndSwap(nil, &goodbye) }
+
+// leave sends the close frame that was prepared, at once or behind the current frame.
+func (h *half) leave() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.goodbye == nil {
-		h.goodbye = goodbye
-	}
 	if h.canLeave() {
 		h.left = true
-		_, _ = h.to.Write(h.goodbye) // an error ends the tunnel elsewhere
+		_, _ = h.to.Write(*h.goodbye.Load()) // an error ends the tunnel elsewhere
 	}
 }
 
