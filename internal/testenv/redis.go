@@ -113,13 +113,13 @@ func (r *Redis) ready(ctx context.Context) error {
 	return err
 }
 
-// Do sends one command and returns what was answered, within a second.
+// Do sends one command and returns what was answered, within five seconds.
 func (r *Redis) Do(args ...string) rueidis.RedisResult {
 	r.t.Helper()
 	if r.client == nil {
 		opts := rueidis.ClientOption{
 			InitAddress: []string{r.Addr()}, ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
-			Password: r.opts.Password, Dialer: net.Dialer{Timeout: time.Second},
+			Password: r.opts.Password, Dialer: net.Dialer{Timeout: 5 * time.Second},
 		}
 		if r.opts.Certificates != nil {
 			opts.TLSConfig = r.opts.Certificates.client(r.t)
@@ -131,7 +131,7 @@ func (r *Redis) Do(args ...string) rueidis.RedisResult {
 		r.client = client
 		r.t.Cleanup(client.Close)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	return r.client.Do(ctx, r.client.B().Arbitrary(args...).Build())
 }

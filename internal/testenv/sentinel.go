@@ -19,7 +19,7 @@ type SentinelOptions struct {
 const SentinelMaster = "main"
 
 // A Sentinel is a primary, its replicas and three sentinels that put a replica in its
-// place about a second after it was last heard of.
+// place about two seconds after it was last heard of.
 type Sentinel struct {
 	t         testing.TB
 	servers   []*Redis
@@ -49,7 +49,7 @@ func StartSentinel(t testing.TB, opts SentinelOptions) *Sentinel {
 
 	watch := []string{
 		fmt.Sprintf("sentinel monitor %s 127.0.0.1 %d 2", SentinelMaster, s.servers[0].port),
-		"sentinel down-after-milliseconds " + SentinelMaster + " 1000",
+		"sentinel down-after-milliseconds " + SentinelMaster + " 2000",
 		"sentinel failover-timeout " + SentinelMaster + " 5000",
 	}
 	if opts.Redis.Password != "" {

@@ -177,7 +177,7 @@ func TestCluster(t *testing.T) {
 			}},
 		}
 		hasty := opts
-		hasty.Timeout = 300 * time.Millisecond
+		hasty.Timeout = 600 * time.Millisecond
 		storetest.Run(t, storetest.Harness{Open: opener[store.Store](hasty), Outages: outages})
 	})
 
