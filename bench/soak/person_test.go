@@ -173,7 +173,11 @@ func (p *person) endOne(ctx context.Context) error {
 		return nil
 	}
 	h := p.live[p.random.IntN(len(p.live))]
-	switch p.random.IntN(8) {
+	choice := p.random.IntN(8)
+	if choice == 2 && p.list == nil {
+		choice = 0
+	}
+	switch choice {
 	case 0, 1:
 		if err := p.signOut(ctx, p, h); err != nil {
 			return err

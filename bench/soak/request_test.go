@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -41,7 +42,8 @@ func (a answer) cookie(name string) string {
 var errRefused = errors.New("no node takes connections")
 
 // send sends a request to a node, as a load balancer would: to another one if the first
-// takes no connection. After another error the node may have done what it was asked.
+// takes no connection. After an error but errRefused, the node may have done what it was
+// asked.
 func (s *site) send(ctx context.Context, p *person, method, path string, header http.Header) (answer, error) {
 	for _, i := range p.random.Perm(len(s.nodes)) {
 		n := s.nodes[i]
@@ -50,12 +52,14 @@ func (s *site) send(ctx context.Context, p *person, method, path string, header 
 			return answer{}, err
 		}
 		req.Host, req.Header = s.host, header
-		a, err := roundTrip(n.transport, req)
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			continue
+		// The transport repeats a GET whose connection broke, so its last error does not tell
+		// whether a node has seen the request.
+		var seen atomic.Bool
+		trace := &httptrace.ClientTrace{WroteHeaders: func() { seen.Store(true) }}
+		a, err := roundTrip(n.transport, req.WithContext(httptrace.WithClientTrace(ctx, trace)))
+		if err == nil || seen.Load() {
+			return a, err
 		}
-		return a, err
 	}
 	return answer{}, errRefused
 }
@@ -84,7 +88,7 @@ func (s *site) insist(ctx context.Context, p *person, method, path string, heade
 		if time.Now().After(deadline) {
 			return answer{}, fmt.Errorf("%s %s: not answered in %s: last %d, %w", method, path, give, a.status, err)
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := pause(ctx, 50*time.Millisecond+time.Duration(p.random.Int64N(int64(100*time.Millisecond)))); err != nil {
 			return answer{}, err
 		}
 	}

@@ -38,7 +38,7 @@ type site struct {
 	t        *testing.T
 	host     string // of its public URL, where nobody listens: requests go to the nodes
 	nodes    []*node
-	list     *session.Manager // beside the nodes, on the same store
+	list     *session.Manager // beside the nodes, on the same store; nil where that can't be
 	provider *url.URL
 	outside  *http.Transport // to the provider
 	around   []*httptest.Server
@@ -65,13 +65,14 @@ func startSite(t *testing.T, program string, b backend) *site {
 	if err := os.WriteFile(filepath.Join(s.dir, "client-secret"), []byte(clientSecret), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kept := b.open(t)
-	s.list = session.New(session.Options{
-		Store: kept, Registry: kept, Ring: ring, Jar: cookie.New("coatcheck", "", true), Tenant: "default",
-		Events: audit.New(audit.Options{Journal: kept, Logger: slog.New(slog.DiscardHandler), Node: "beside"}),
-		Node:   "beside", Idle: *idle, Absolute: absolute(), Tombstones: tombstones,
-	})
-	for i := range nodes {
+	if kept := b.open(t); kept != nil {
+		s.list = session.New(session.Options{
+			Store: kept, Registry: kept, Ring: ring, Jar: cookie.New("coatcheck", "", true), Tenant: "default",
+			Events: audit.New(audit.Options{Journal: kept, Logger: slog.New(slog.DiscardHandler), Node: "beside"}),
+			Node:   "beside", Idle: *idle, Absolute: absolute(), Tombstones: tombstones,
+		})
+	}
+	for i := range b.nodes() {
 		n := s.newNode(program, fmt.Sprintf("node-%d", i), app.URL, b.config())
 		n.start(t)
 		s.nodes = append(s.nodes, n)
