@@ -177,7 +177,7 @@ func TestFollowCatchesUp(t *testing.T) {
 	slow := connect(t, server)
 	exec(t, slow, "BEGIN")
 	exec(t, slow, "INSERT INTO "+s.schema+".events (data) VALUES ('slow')")
-	time.Sleep(followBeat + followBeat/2)
+	time.Sleep(3 * followBeat)
 	must(t, s.Append(ctx, []byte("second")))
 	wait("second")
 	proxy.Cut()

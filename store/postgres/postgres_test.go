@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -52,8 +53,12 @@ func TestConformance(t *testing.T) {
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	storetest.RunBackend(t, storetest.BackendHarness{
 		Open: func(t testing.TB, nodes int) []store.Backend {
+			opts := Options{URL: server.URL(), Timeout: 10 * time.Second, MaxConns: 8}
+			if strings.Contains(t.Name(), "Outage/") { // of which most is waiting for timeouts
+				opts.Timeout = 500 * time.Millisecond
+			}
 			var all []store.Backend
-			for _, s := range openAll(t, Options{URL: server.URL(), Timeout: 500 * time.Millisecond, MaxConns: 8}, nodes) {
+			for _, s := range openAll(t, opts, nodes) {
 				all = append(all, s)
 			}
 			return all

@@ -208,6 +208,111 @@ func TestSweepBesideOthers(t *testing.T) {
 	}
 }
 
+// What counts a user's sessions or moves their seats, and what takes a fence, waits for
+// others of the same name. Nothing else does.
+func TestWhoWaits(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	s := openAll(t, Options{URL: server.URL()}, 1)[0]
+	of := func(user, id string) store.Entry {
+		return store.Entry{ID: id, Tenant: "acme", User: user, Record: "k"}
+	}
+	for _, e := range []store.Entry{of("alice", "listed"), of("bob", "listed"), of("bob", "removed")} {
+		_, err := s.Admit(t.Context(), e, time.Hour, store.Limits{}, "")
+		must(t, err)
+	}
+	_ = everything(t.Context(), s) // so that the statements are known
+	other := connect(t, server)
+	for _, names := range [][]string{{"user", "acme", "alice"}, {"lease", "held"}} {
+		exec(t, other, "SELECT pg_advisory_lock($1)", s.lockID(names...))
+	}
+	for _, tc := range []struct {
+		name  string
+		call  func(ctx context.Context) error
+		waits bool
+	}{
+		{"Admit", func(ctx context.Context) error {
+			_, err := s.Admit(ctx, of("alice", "new"), time.Hour, store.Limits{}, "")
+			return err
+		}, true},
+		{"Admit of another user", func(ctx context.Context) error {
+			_, err := s.Admit(ctx, of("bob", "new"), time.Hour, store.Limits{}, "")
+			return err
+		}, false},
+		{"Remove", func(ctx context.Context) error { return s.Remove(ctx, of("alice", "listed")) }, true},
+		{"Remove of another user's", func(ctx context.Context) error { return s.Remove(ctx, of("bob", "removed")) }, false},
+		{"Renew", func(ctx context.Context) error { return s.Renew(ctx, of("alice", "listed"), time.Hour) }, false},
+		{"Renew of what is lost", func(ctx context.Context) error { return s.Renew(ctx, of("alice", "lost"), time.Hour) }, true},
+		{"End", func(ctx context.Context) error {
+			_, err := s.End(ctx, of("alice", "listed"), "revoked")
+			return err
+		}, false},
+		{"Acquire", func(ctx context.Context) error {
+			_, err := s.Acquire(ctx, "held", time.Hour)
+			return err
+		}, true},
+		{"Acquire of another", func(ctx context.Context) error {
+			_, err := s.Acquire(ctx, "free", time.Hour)
+			return err
+		}, false},
+	} {
+		patience := 20 * time.Second
+		if tc.waits {
+			patience = 200 * time.Millisecond
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		err := tc.call(ctx)
+		cancel()
+		if tc.waits && !errors.Is(err, context.DeadlineExceeded) || !tc.waits && err != nil {
+			t.Errorf("%s: %v, waits: %t", tc.name, err, tc.waits)
+		}
+	}
+}
+
+// Reap waits for nobody: what another one has locked is left to them.
+func TestReapBesideOthers(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	s := openAll(t, Options{URL: server.URL()}, 1)[0]
+	for _, id := range []string{"locked", "free"} {
+		_, err := s.Admit(t.Context(), store.Entry{ID: id, Tenant: "acme", User: "alice", Record: "k"}, 0, store.Limits{}, "")
+		must(t, err)
+	}
+	time.Sleep(5 * time.Millisecond)
+	other := connect(t, server)
+	exec(t, other, "BEGIN")
+	exec(t, other, "SELECT FROM "+s.schema+".entries WHERE id = 'locked' FOR UPDATE")
+	claimed, err := s.Reap(t.Context(), 10)
+	if must(t, err); len(claimed) != 1 || claimed[0].ID != "free" {
+		t.Errorf("Reap beside a lock: %+v", claimed)
+	}
+}
+
+// Of two reasons the first one stays, whoever comes in between.
+func TestFirstReasonStays(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	s, ctx := openAll(t, Options{URL: server.URL()}, 1)[0], t.Context()
+	old := store.Entry{ID: "old", Tenant: "acme", User: "alice", Record: "k"}
+	_, err := s.Admit(ctx, old, time.Hour, store.Limits{}, "")
+	must(t, err)
+	conn, err := s.pool.Acquire(ctx)
+	must(t, err)
+	defer conn.Release()
+	e, limits := old, store.Limits{PerUser: 1, OnLimit: store.EvictOldest}
+	e.ID = "new"
+	ofUser, _, err := s.lockAndList(ctx, conn.Conn(), e, limits, "")
+	must(t, err)
+	_, err = s.End(ctx, old, "revoked")
+	must(t, err)
+	victims, err := giveWay(ofUser, e, limits, "")
+	must(t, err)
+	ending, err := admission{e, time.Hour, victims, "", 0, false}.commit(ctx, conn.Conn())
+	if must(t, err); len(victims) != 1 || len(ending) != 1 || ending[0].Ending != "revoked" {
+		t.Errorf("Admit chose %v and returned %+v, want the reason of End", victims, ending)
+	}
+}
+
 // A node that is stopped in the midst of an Admit keeps its locks for no longer than one
 // call takes.
 func TestLocksEndWithTheirNode(t *testing.T) {
