@@ -58,8 +58,8 @@ func TestBrowserIsEvicted(t *testing.T) {
 	if text := b.text("main"); !strings.Contains(text, "because you signed in on another device") {
 		t.Errorf("the page says %q", text)
 	}
-	b.legible()
 	b.picture("evicted")
+	b.legible()
 	checkServed(t, c.url, []guest{second})
 
 	// The page's button leads back to where the person was going, and now it is the second
@@ -83,8 +83,8 @@ func TestBrowserIsDenied(t *testing.T) {
 	b.open(c.url + "/page?x=1")
 	b.signIn("alice")
 	b.awaitPage("You are signed in on too many devices")
-	b.legible()
 	b.picture("denied")
+	b.legible()
 	if kept := b.cookies(); len(kept) > 0 {
 		t.Errorf("who was denied has the cookie %s", kept[0].Name)
 	}

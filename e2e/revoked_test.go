@@ -42,6 +42,20 @@ func (c *cluster) operator() *session.Manager {
 	})
 }
 
+// sessionsOf returns the listed sessions of a person.
+func sessionsOf(t *testing.T, m *session.Manager, user string) (list []session.Entry) {
+	t.Helper()
+	for e, err := range m.Find(t.Context(), session.Query{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Subject == user {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
 // refOfGuest returns the name of a guest's session in lists.
 func refOfGuest(g guest) coatcheck.Ref { return coatcheck.MakeRef(handle(g.cookie)) }
 

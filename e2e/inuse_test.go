@@ -1,0 +1,83 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/internal/testenv"
+)
+
+// A session in use slides on over all nodes, and so does its place on the list: after as many
+// touches as half an hour of idle timeout has in an hour, it is alive and listed, and the
+// list agrees with the store. Then nobody uses it any more, and it ends.
+func TestInUseIsListed(t *testing.T) {
+	const (
+		idle    = 2 * time.Second
+		touches = 120        // one every 30 s for an hour
+		every   = idle / 20  // how often a use is written down
+		uses    = every / 10 // how often the session is used
+		runs    = touches * every
+	)
+	port := testenv.FreePort(t)
+	c := startCluster(t, clusterOptions{
+		port:   port,
+		third:  true,
+		client: startDevProvider(t, "http://"+testenv.Loopback(port)),
+		more:   fmt.Sprintf("session: {idle_timeout: %s}\n", idle),
+	})
+	operator := c.operator()
+	s := newSender(t)
+	alice := signInGuest(t, c.url, "alice")
+
+	audited := make(chan string, 1)
+	go func() {
+		said, clean := auditStore(t, c.nodes["node-a"])
+		if !clean {
+			said = "not clean: " + said
+		}
+		audited <- said
+	}()
+	last, renewals := time.Time{}, 0
+	ends := time.Now().Add(runs)
+	for used := time.Now(); time.Now().Before(ends); time.Sleep(uses) {
+		page, err := s.send(request{url: c.url + "/whoami", cookie: alice.asCookie(), header: asScript})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gap := time.Since(used); gap > idle/2 {
+			t.Logf("this machine stood still for %v, which ends sessions", gap)
+			return
+		}
+		used = time.Now()
+		if err := alice.isServed(page); err != nil {
+			t.Fatalf("in use: %v", err)
+		}
+		list := sessionsOf(t, operator, "alice")
+		if len(list) != 1 || list[0].Ref != refOfGuest(alice) || list[0].Ending != "" {
+			t.Fatalf("in use, and the list has %v", list)
+		}
+		if seen := list[0].Seen; seen.After(last) {
+			last = seen
+			renewals++
+		}
+		if age := time.Since(last); age > idle/2 {
+			t.Errorf("in use, and last seen %v ago, says the list", age)
+		}
+	}
+	t.Logf("%d renewals seen", renewals)
+	if renewals < touches/2 {
+		t.Errorf("only %d renewals in %v", renewals, runs)
+	}
+	if said, want := <-audited, "sessions listed: 1, kept: 1, differences: 0"; said != want {
+		t.Errorf("the audit says %q, want %q", said, want)
+	}
+
+	time.Sleep(idle + every)
+	checkEnded(t, s, request{url: c.url + "/whoami"}, alice, coatcheck.ReasonIdle)
+	await(t, "the list to be empty", func() bool { return len(sessionsOf(t, operator, "alice")) == 0 })
+	if said, clean := auditStore(t, c.nodes["node-a"]); !clean || said != "sessions listed: 0, kept: 0, differences: 0" {
+		t.Errorf("in the end the audit says %q", said)
+	}
+}
