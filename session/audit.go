@@ -56,6 +56,9 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister) (Audit, error
 		if err != nil {
 			return a, fmt.Errorf("session: audit: %w", err)
 		}
+		if !isHandle(m.Jar.Session(), key) {
+			continue // a sign-in that was used once, say
+		}
 		a.Records++
 		f := Finding{Ref: coatcheck.MakeRef(key), record: key}
 		if e, err := m.listedAs(ctx, f.Ref); err != nil {

@@ -43,16 +43,8 @@ func newTicket(cookieName string) ticket {
 // no text but the one we handed out leads to a store key.
 func parseTicket(cookieName, value string) (ticket, error) {
 	handle, secret, ok := strings.Cut(value, ".")
-	if !ok || len(handle) != len(cookieName)+1+hex.EncodedLen(ticketIDSize) {
+	if !ok || !isHandle(cookieName, handle) {
 		return ticket{}, errNotATicket
-	}
-	if handle[:len(cookieName)] != cookieName || handle[len(cookieName)] != '-' {
-		return ticket{}, errNotATicket
-	}
-	for _, c := range []byte(handle[len(cookieName)+1:]) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return ticket{}, errNotATicket
-		}
 	}
 	t := ticket{handle: handle}
 	if len(secret) != base64url.EncodedLen(secretSize) {
@@ -63,6 +55,20 @@ func parseTicket(cookieName, value string) (ticket, error) {
 		return ticket{}, errNotATicket
 	}
 	return t, nil
+}
+
+// isHandle tells whether text is the handle of a session of this cookie's name.
+func isHandle(cookieName, text string) bool {
+	if len(text) != len(cookieName)+1+hex.EncodedLen(ticketIDSize) ||
+		text[:len(cookieName)] != cookieName || text[len(cookieName)] != '-' {
+		return false
+	}
+	for _, c := range []byte(text[len(cookieName)+1:]) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 // cookieValue returns the ticket as it stands in the cookie.
