@@ -54,26 +54,39 @@ func (n *node) breaker(calls string) string {
 	return [...]string{"closed", "half-open", "open"}[int(n.metric(fmt.Sprintf("coatcheck_store_breaker_state{calls=%q}", calls)))]
 }
 
-// A goroutineCount is how many each node had at rest.
-type goroutineCount map[*node]float64
-
-// spare is how many more goroutines than at rest mean nothing: idle connections to the
-// app and from HAProxy have two or three each.
-const spare = 100
+// A goroutineCount is how many goroutines of each node are in the code of sessions and of
+// the store.
+type goroutineCount map[*node]int
 
 func countGoroutines(c *cluster) goroutineCount {
+	c.t.Helper()
 	counts := goroutineCount{}
 	for _, n := range c.nodes {
-		counts[n] = n.goroutines()
+		counts[n] = n.atStore()
 	}
 	return counts
 }
 
-// awaitBack waits until no node has more goroutines than before.
+func (n *node) atStore() (count int) {
+	n.t.Helper()
+	all, err := get(n.admin + "/debug/pprof/goroutine?debug=2")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for stack := range strings.SplitSeq(all, "\n\n") {
+		if strings.Contains(stack, "coatcheck/session.") || strings.Contains(stack, "coatcheck/store/") {
+			count++
+		}
+	}
+	return count
+}
+
+// awaitBack waits until no node does more than what it always does beside requests.
 func (before goroutineCount) awaitBack(t *testing.T) {
 	t.Helper()
+	const spare = 5
 	for n, count := range before {
-		await(t, "a node's goroutines to end", func() bool { return n.goroutines() <= count+spare })
+		await(t, "a node's goroutines to end", func() bool { return n.atStore() <= count+spare })
 	}
 }
 
@@ -114,12 +127,12 @@ func (c *cluster) checkLogs(t *testing.T, never ...string) {
 	}
 }
 
-// auditStore runs coatcheck store audit, and returns its last line and whether it found
+// auditStore runs coatcheck store audit, and returns what it says and whether it found
 // nothing.
 func auditStore(t *testing.T, n *node) (said string, clean bool) {
 	t.Helper()
 	out, err := exec.Command(program(t), "store", "audit", "--config", n.config).CombinedOutput()
-	return lastLine(string(out)), err == nil
+	return string(out), err == nil
 }
 
 // awaitReplicated waits until a replica has all that a primary has acknowledged until now.

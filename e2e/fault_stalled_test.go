@@ -48,7 +48,7 @@ func TestStalledStore(t *testing.T) {
 				crowd = append(crowd, startLoad(t, c.url, guests[:few], http.StatusServiceUnavailable))
 			}
 			l.awaitMore(t, http.StatusOK, len(guests))
-			atRest := countGoroutines(c)
+			quiet := countGoroutines(c)
 
 			began := time.Now()
 			stall.begin()
@@ -57,7 +57,7 @@ func TestStalledStore(t *testing.T) {
 			}
 			t.Logf("the breakers are open after %v", time.Since(began).Round(10*time.Millisecond))
 			l.awaitMore(t, http.StatusServiceUnavailable, 2*len(guests))
-			atRest.awaitBack(t)
+			quiet.awaitBack(t)
 
 			over := time.Now()
 			stall.over()
@@ -72,7 +72,7 @@ func TestStalledStore(t *testing.T) {
 			for _, n := range c.nodes {
 				await(t, "the breakers to close", func() bool { return n.breaker("read") == "closed" && n.breaker("write") == "closed" })
 			}
-			atRest.awaitBack(t)
+			quiet.awaitBack(t)
 		})
 	}
 	_ = redis
