@@ -44,7 +44,7 @@ func (e *entry) show() store.Entry {
 // list inserts e as live from now on. s.mu is held.
 func (s *Store) list(e store.Entry, ttl time.Duration, now time.Time) {
 	e.Data = bytes.Clone(e.Data)
-	e.Started, e.Seen, e.Expires, e.Ending = now, now, now.Add(max(ttl, store.MinTTL)), ""
+	e.Started, e.Seen, e.Expires, e.Ending = now, now, now.Add(ttl), ""
 	u := userOf(e)
 	if s.users[u] == nil {
 		s.users[u] = make(map[string]*entry)
@@ -100,17 +100,12 @@ func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, lim
 		return nil, err
 	}
 	replaced := ofUser[replaces]
-	if replaces == e.ID {
-		replaced = nil // it is overwritten
-	}
 	// Where e takes over a seat, the number of seats stays.
-	heirs := 0
+	inherits := false
 	for _, old := range []*entry{ofUser[e.ID], replaced} {
-		if old != nil && old.seat && !old.expired(now) {
-			heirs = 1
-		}
+		inherits = inherits || old != nil && old.seat && !old.expired(now)
 	}
-	if limits.Total > 0 && heirs == 0 && s.seats(e.Tenant, now) >= limits.Total {
+	if limits.Total > 0 && !inherits && s.seats(e.Tenant, now) >= limits.Total {
 		return nil, &store.LimitError{Limit: store.LimitTotal}
 	}
 

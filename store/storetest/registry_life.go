@@ -246,7 +246,7 @@ func testReapRace(t testing.TB, h RegistryHarness) {
 	}
 	claims := make([][]store.Entry, contenders)
 	race(all, func(r roll, i int) {
-		for empty := 0; empty < 2; {
+		for empty := 0; empty < 2 && len(claims[i]) <= entries; {
 			got, err := r.Reap(r.ctx, most)
 			if err != nil || len(got) > most {
 				t.Errorf("Reap: %d entries, %v, want at most %d", len(got), err, most)
