@@ -23,7 +23,7 @@ fuzz: ## each fuzz target for FUZZTIME
 bench: ## bench/result.json and a table
 	$(GO) run ./bench
 
-soak: ## bench/SOAK.md: what is left of 100,000 sessions; 40 minutes for each store, much of it waiting
+soak: ## bench/SOAK.md: what is left of 100,000 sessions; an hour, much of it waiting
 	$(GO) test ./bench/soak -count=1 -timeout 3h -v -args -sessions 100000 -idle 90s -to-the-end -out .. $(SOAKFLAGS)
 
 scale: ## bench/SCALE.md: what a session costs among 1,000,000; takes 8 GB of memory and as much disk

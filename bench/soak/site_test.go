@@ -205,32 +205,31 @@ type usage struct {
 
 // usage asks the admin listener.
 func (n *node) usage(ctx context.Context) (usage, error) {
+	values := map[string]float64{}
+	read := func(line string) {
+		if name, value, ok := strings.Cut(line, " "); ok {
+			values[name], _ = strconv.ParseFloat(value, 64)
+		}
+	}
 	// A heap profile with gc=1 collects garbage first. What a finalizer or a pool held on
 	// to goes with the second.
-	for _, path := range []string{"/debug/pprof/heap?gc=1", "/debug/pprof/heap?gc=1", "/metrics"} {
+	const collect = "/debug/pprof/heap?gc=1"
+	for _, path := range []string{collect, collect, "/metrics"} {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.admin+path, nil)
 		if err != nil {
 			return usage{}, err
 		}
-		values := map[string]float64{}
-		err = fetch(req, func(line string) {
-			if name, value, ok := strings.Cut(line, " "); ok {
-				values[name], _ = strconv.ParseFloat(value, 64)
-			}
-		})
-		if err != nil {
+		clear(values)
+		if err := fetch(req, read); err != nil {
 			return usage{}, err
 		}
-		if path == "/metrics" {
-			return usage{
-				Goroutines:  int(values["go_goroutines"]),
-				Descriptors: int(values["process_open_fds"]),
-				Heap:        int64(values["go_memstats_heap_alloc_bytes"]),
-				Resident:    int64(values["process_resident_memory_bytes"]),
-			}, nil
-		}
 	}
-	panic("not reached")
+	return usage{
+		Goroutines:  int(values["go_goroutines"]),
+		Descriptors: int(values["process_open_fds"]),
+		Heap:        int64(values["go_memstats_heap_alloc_bytes"]),
+		Resident:    int64(values["process_resident_memory_bytes"]),
+	}, nil
 }
 
 // fetch calls told with each line of an answer that is 200.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ const (
 
 func TestSoak(t *testing.T) {
 	program := build(t)
+	var keeping sync.Mutex // of the files
 	for name := range strings.SplitSeq(*stores, ",") {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -59,8 +61,10 @@ func TestSoak(t *testing.T) {
 			}
 			r := soak(t, program, start(t))
 			if *out != "" {
+				keeping.Lock()
+				defer keeping.Unlock()
 				if err := r.keep(*out, name); err != nil {
-					t.Fatal(err)
+					t.Error(err)
 				}
 			}
 			for _, p := range r.problems() {
