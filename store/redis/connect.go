@@ -9,7 +9,6 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -166,21 +165,21 @@ func (s *Store) dial(ctx context.Context, addr string, d *net.Dialer, secure *tl
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	return &countedConn{Conn: conn, answering: &s.answering}, nil
+	return &countedConn{Conn: conn, answered: s.connected}, nil
 }
 
 // A countedConn counts itself with its first answer, before anybody sees that.
 type countedConn struct {
 	net.Conn
-	answering *atomic.Int64
-	counted   bool
+	answered func()
+	counted  bool
 }
 
 func (c *countedConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && !c.counted {
 		c.counted = true
-		c.answering.Add(1)
+		c.answered()
 	}
 	return n, err
 }

@@ -19,6 +19,9 @@ import (
 // before it answers whatever comes after that change was acknowledged. So once all
 // primaries have answered a question that was put at T, on connections that stood before,
 // all changes from before T have been told.
+//
+// A connection that is new is reason to ask before the next beat: until then nobody may
+// serve what was read before, and after an outage that is everything.
 func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) error {
 	select {
 	case <-s.reached:
@@ -36,7 +39,7 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 	defer ticker.Stop()
 	var heard hearing
 	for interrupted := false; ; {
-		asOf := time.Now()
+		asOf, renewed := time.Now(), *s.renewed.Load()
 		now, err := s.hear(ctx, &under)
 		switch {
 		case ctx.Err() != nil:
@@ -56,11 +59,17 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 		interrupted = err != nil
 		select {
 		case <-ticker.C:
+		case <-renewed:
+			time.Sleep(time.Until(asOf.Add(leastBeat)))
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
+
+// leastBeat keeps a server that ends each connection after its first answer from being
+// asked without a pause.
+const leastBeat = 50 * time.Millisecond
 
 // listen has feed told of what the connections tell, until stop returns.
 func (s *Store) listen(feed *store.Feed) (stop func()) {
@@ -72,6 +81,13 @@ func (s *Store) listen(feed *store.Feed) (stop func()) {
 		defer s.feedsMu.Unlock()
 		delete(s.feeds, feed)
 	}
+}
+
+// connected is called with the first answer of a connection.
+func (s *Store) connected() {
+	s.answering.Add(1)
+	renewed := make(chan struct{})
+	close(*s.renewed.Swap(&renewed))
 }
 
 // invalidated is called by the goroutine that reads from a connection, before it hands

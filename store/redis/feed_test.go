@@ -254,6 +254,34 @@ func TestFeedResets(t *testing.T) {
 	}
 }
 
+// A connection that is new does not wait for the next beat: while the feed is not heard
+// every request reads its record.
+func TestFeedIsBackAtOnce(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL()})
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	currents := make(chan time.Time, 100)
+	watching.Go(func() {
+		_ = s.Watch(ctx, time.Hour, store.Feed{
+			Changed: func(string) {}, Reset: func() {}, Current: func(asOf time.Time) { currents <- asOf },
+		})
+	})
+	<-currents
+	before := time.Now()
+	server.Must("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	eventually(t, "the server answers", func() bool { return s.Ping(ctx) == nil })
+	for asOf := before; !asOf.After(before); {
+		select {
+		case asOf = <-currents:
+		case <-time.After(20 * time.Second):
+			t.Fatal("the feed waits for the next beat")
+		}
+	}
+}
+
 // Changes while connections end are told, or the feed says that it began anew.
 func TestFeedAcrossConnections(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})

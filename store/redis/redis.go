@@ -42,7 +42,8 @@ type Store struct {
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed once nothing tries to reach the server any more
 
-	answering atomic.Int64 // connections that have answered anything, ever
+	answering atomic.Int64                  // connections that have answered anything, ever
+	renewed   atomic.Pointer[chan struct{}] // closed, and another one, when one more does
 	feedsMu   sync.Mutex
 	feeds     map[*store.Feed]bool // whom Watch tells
 }
@@ -73,6 +74,8 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	renewed := make(chan struct{})
+	s.renewed.Store(&renewed)
 	s.fillIn(&c)
 	if err := s.placeholder(); err != nil {
 		return nil, wrap("open", err)
