@@ -10,7 +10,7 @@ import (
 )
 
 // A-Z14: Redis has no memory left and refuses writes. Nobody can sign in, nobody gets a
-// cookie for a session that was not stored, and whoever is signed in notices nothing.
+// cookie for a session that was not stored, and whoever is signed in is served.
 func TestFullRedis(t *testing.T) {
 	c := startCluster(t, clusterOptions{more: uses, each: everyRequestReads})
 	guests := signInGuests(t, c.url, people)
@@ -48,7 +48,7 @@ func TestFullRedis(t *testing.T) {
 	if err := all.Wait(); err != nil {
 		t.Error(err)
 	}
-	// Each session is used long enough that its use has to be written down.
+	// Long enough that uses have to be written down, which Redis refuses.
 	l.awaitMore(t, http.StatusOK, 6*len(guests))
 	for _, n := range c.nodes {
 		awaitReady(t, l.sender, n, true)

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,12 +24,12 @@ type stall struct {
 	begin, over func()
 }
 
-func startStalling(t *testing.T, more string) (c *cluster, redis *testenv.Redis, stalls []stall) {
+func startStalling(t *testing.T, more string) (*cluster, []stall) {
 	t.Helper()
-	redis = testenv.StartRedis(t, testenv.RedisOptions{})
+	redis := testenv.StartRedis(t, testenv.RedisOptions{})
 	wire := testenv.StartProxy(t, redis.Addr())
-	c = startCluster(t, clusterOptions{store: proxiedStore(wire, stalledTimeout), more: more})
-	return c, redis, []stall{
+	c := startCluster(t, clusterOptions{store: proxiedStore(wire, stalledTimeout), more: more})
+	return c, []stall{
 		{"SIGSTOP", redis.Pause, redis.Resume},
 		{"a network that swallows", wire.Swallow, wire.Heal},
 	}
@@ -36,7 +38,7 @@ func startStalling(t *testing.T, more string) (c *cluster, redis *testenv.Redis,
 // A-Z2: the store takes every question and answers none. Answers come in time all the
 // same, the breakers open, nothing piles up, and when the store is back all is as before.
 func TestStalledStore(t *testing.T) {
-	c, redis, stalls := startStalling(t, "")
+	c, stalls := startStalling(t, "")
 	guests := signInGuests(t, c.url, people)
 	for _, stall := range stalls {
 		t.Run(stall.name, func(t *testing.T) {
@@ -75,13 +77,12 @@ func TestStalledStore(t *testing.T) {
 			quiet.awaitBack(t)
 		})
 	}
-	_ = redis
 }
 
 // session.outage_grace: whom a node has in its near cache is served through it all, and the
 // answers say that nobody could check. HAProxy finds no node ready meanwhile.
 func TestOutageGrace(t *testing.T) {
-	c, _, stalls := startStalling(t, "session: {outage_grace: 30s}\n")
+	c, stalls := startStalling(t, "session: {outage_grace: 30s}\n")
 	guests := signInGuests(t, c.url, people)
 	s := newSender(t)
 	for _, n := range c.nodes {
@@ -118,5 +119,64 @@ func TestOutageGrace(t *testing.T) {
 			}
 			t.Logf("%d of them said that nobody could check", l.unverified())
 		})
+	}
+}
+
+// When the store is back, each node reads each session that somebody asks for once or
+// twice, however many ask: there is no thundering herd.
+func TestNoHerdAfterOutage(t *testing.T) {
+	const (
+		few   = 20
+		crowd = 4 * workers
+		asked = 1000
+		// The feed comes back on one connection after the other, and what was read before
+		// the last one stood is read again.
+		readsEach = 2
+		// Health checks read, too: those of HAProxy, and the driver's.
+		readsASecond = 20
+	)
+	redis := testenv.StartRedis(t, testenv.RedisOptions{})
+	wire := testenv.StartProxy(t, redis.Addr())
+	c := startCluster(t, clusterOptions{store: proxiedStore(wire, stalledTimeout)})
+	guests := signInGuests(t, c.url, few)
+	var loads []*load
+	served := func() (n int) {
+		for _, l := range loads {
+			n += l.count(http.StatusOK)
+		}
+		return n
+	}
+	for range crowd / workers {
+		loads = append(loads, startLoad(t, c.url, guests, http.StatusServiceUnavailable))
+	}
+	loads[0].awaitMore(t, http.StatusOK, few)
+	wire.Swallow()
+	for _, n := range c.nodes {
+		await(t, "the breaker to open", func() bool { return n.breaker("read") == "open" })
+	}
+
+	redis.Must("CONFIG", "RESETSTAT")
+	over, before := time.Now(), served()
+	wire.Heal()
+	await(t, "a crowd to be served", func() bool { return served() >= before+asked })
+	stats := redis.Must("INFO", "commandstats")
+	took, answers := time.Since(over), served()-before
+	text, err := stats.ToString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads := 0
+	if _, get, found := strings.Cut(text, "cmdstat_get:calls="); found {
+		_, err = fmt.Sscanf(get, "%d,", &reads)
+	}
+	if err != nil || reads == 0 {
+		t.Fatalf("Redis counts %d reads, %v: %s", reads, err, text)
+	}
+	t.Logf("%d answers to %d people within %v of the store's return took %d reads", answers, few, took.Round(10*time.Millisecond), reads)
+	if most := readsEach*few*len(c.nodes) + readsASecond*int(took/time.Second+1); reads > most {
+		t.Errorf("%d reads, want at most %d", reads, most)
+	}
+	for _, l := range loads {
+		l.stop(t, "the store was away")
 	}
 }

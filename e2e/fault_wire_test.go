@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -53,6 +54,18 @@ func TestSlowAndBrokenWire(t *testing.T) {
 		loads = append(loads, startLoad(t, c.url, guests, http.StatusServiceUnavailable))
 	}
 	quiet := countGoroutines(c)
+	connections := func() (n int) {
+		info := redis.Must("INFO", "stats")
+		text, err := info.ToString()
+		if _, rest, found := strings.Cut(text, "total_connections_received:"); err == nil && found {
+			_, err = fmt.Sscan(rest, &n)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := connections()
 	slow.Latency(latency)
 	over := time.Now().Add(troubleFor(t))
 	for time.Now().Before(over) {
@@ -61,6 +74,11 @@ func TestSlowAndBrokenWire(t *testing.T) {
 		breaking.Heal()
 	}
 	slow.Heal()
+	if n := connections() - before; n < 3 {
+		t.Errorf("%d connections were made anew, the wire was not broken", n)
+	} else {
+		t.Logf("%d connections were made anew", n)
+	}
 	for _, l := range loads {
 		l.recovered(t, over)
 		l.stop(t, "the wire to the store is slow and breaks")
