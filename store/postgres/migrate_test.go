@@ -72,18 +72,21 @@ func TestMigrate(t *testing.T) {
 
 	// A migration waits longer than any call.
 	t.Run("Waits", func(t *testing.T) {
-		s := open(t, Options{URL: inSchema(server.URL()), Timeout: 50 * time.Millisecond})
+		s := open(t, Options{URL: inSchema(server.URL()), Timeout: time.Second})
 		exec(t, admin, "SELECT pg_advisory_lock($1)", s.lockID("migrate"))
-		done := make(chan error)
+		done := make(chan error, 1)
 		go func() { done <- s.Migrate(context.Background()) }()
 		select {
 		case err := <-done:
-			t.Errorf("Migrate beside another one: %v", err)
-		case <-time.After(300 * time.Millisecond):
+			t.Fatalf("Migrate beside another one: %v", err)
+		case <-time.After(2 * time.Second):
 		}
 		exec(t, admin, "SELECT pg_advisory_unlock($1)", s.lockID("migrate"))
-		if err := <-done; err != nil {
-			t.Error(err)
+		select {
+		case err := <-done:
+			must(t, err)
+		case <-time.After(20 * time.Second):
+			t.Fatal("Migrate goes on waiting")
 		}
 	})
 

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store"
 )
@@ -54,16 +56,22 @@ func TestServerDownAtOpen(t *testing.T) {
 func TestCallsTimeOut(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{Password: password})
-	s := openAll(t, Options{URL: server.URL(), Password: password}, 1)[0]
-	s.timeout = 50 * time.Millisecond
+	s := openAll(t, Options{URL: server.URL(), Password: password, Timeout: time.Second}, 1)[0]
+	s.timeout = 50 * time.Millisecond // of calls; that of connections stays
 	server.Pause()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	errs := everything(ctx, s)
-	server.Resume()
 	if ctx.Err() != nil {
 		t.Error("the calls waited for their caller's deadline")
 	}
+	// Neither do they keep their places in the pool as long as pgx is used to, which is 15 s.
+	for end := time.Now().Add(12 * time.Second); s.pool.Stat().TotalConns() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections to a server that hangs are kept", s.pool.Stat().TotalConns())
+		}
+	}
+	server.Resume()
 	for op, err := range errs {
 		if op == "sweep" {
 			op = "reap"
@@ -91,23 +99,23 @@ func TestCallersThatLeave(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	s := openAll(t, Options{URL: server.URL(), MaxConns: 4}, 1)[0]
-	must(t, s.Create(t.Context(), "k", []byte("v"), time.Hour))
+	must(t, s.Ping(t.Context()))
 	made := s.pool.Stat().NewConnsCount()
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for range 200 {
-				ctx, cancel := context.WithCancel(t.Context())
-				go cancel()
-				if _, err := s.Get(ctx, "k"); err != nil && !errors.Is(err, context.Canceled) {
-					t.Errorf("Get: %v", err)
-				}
-			}
-		})
+	ctx, cancel := context.WithCancel(t.Context())
+	must(t, s.write(ctx, "sleep", func(ctx context.Context, conn *pgx.Conn) error {
+		defer time.AfterFunc(50*time.Millisecond, cancel).Stop()
+		_, err := conn.Exec(ctx, "SELECT pg_sleep(0.3)")
+		return err
+	}))
+	if ctx.Err() == nil {
+		t.Error("the caller did not leave")
 	}
-	wg.Wait()
-	if n := s.pool.Stat().NewConnsCount() - made; n > 4 {
-		t.Errorf("800 callers that left cost %d connections", n)
+	if err := s.Ping(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Ping of a caller who has left: %v", err)
+	}
+	must(t, s.Ping(t.Context()))
+	if n := s.pool.Stat().NewConnsCount() - made; n > 0 {
+		t.Errorf("a caller who left cost %d connections", n)
 	}
 }
 

@@ -55,7 +55,7 @@ func TestConformance(t *testing.T) {
 		Open: func(t testing.TB, nodes int) []store.Backend {
 			opts := Options{URL: server.URL(), Timeout: 10 * time.Second, MaxConns: 8}
 			if strings.Contains(t.Name(), "Outage/") { // of which most is waiting for timeouts
-				opts.Timeout = 500 * time.Millisecond
+				opts.Timeout = 400 * time.Millisecond
 			}
 			var all []store.Backend
 			for _, s := range openAll(t, opts, nodes) {
