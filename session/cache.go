@@ -283,15 +283,17 @@ type flight struct {
 }
 
 // read returns the flight that reads the handle's record, when it has landed. It began
-// after the last change of the record that this node knows of. The read belongs to nobody:
-// a caller who leaves takes nothing from the others. An error of ctx is returned as such.
+// after the last change of the record that this node knows of, and no longer ago than what
+// is cached may be served: where nothing is, with the call. The read belongs to nobody: a
+// caller who leaves takes nothing from the others. An error of ctx is returned as such.
 func (c *cache) read(ctx context.Context, s store.Store, handle string) (*flight, error) {
+	now := instantOf(time.Now())
 	h := c.shard(handle)
 	h.mu.Lock()
 	f := h.flights[handle]
-	if f == nil {
+	if f == nil || c.room == 0 || now-f.began > int64(c.lease) {
 		f = &flight{
-			done: make(chan struct{}), began: instantOf(time.Now()),
+			done: make(chan struct{}), began: now,
 			epoch: c.epoch.Load(), changes: h.changes,
 		}
 		// The handle is part of the request's header, which must not stay with it.

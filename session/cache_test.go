@@ -255,6 +255,38 @@ func TestOneReadForAll(t *testing.T) {
 	})
 }
 
+// Who asks after a session has ended elsewhere is not served by a read from before that, if
+// there is no near cache, and for no longer than one may be served from it otherwise.
+func TestReadsAreNotShared(t *testing.T) {
+	for _, cached := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newHearing(t, func(o *Options) {
+				if !cached {
+					o.CacheSize = 0
+				}
+			})
+			value := r.signIn("alice")
+			other := r.beside(func(*Options) {})
+			live := other.wantUser("alice", value)
+			slow := make(chan struct{})
+			r.Manager.Store = lateStore{r.memory, slow}
+			var all sync.WaitGroup
+			all.Go(func() { r.wantUser("alice", value) })
+			synctest.Wait()
+			if err := other.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+				t.Fatal(err)
+			}
+			if cached {
+				time.Sleep(lease + 1)
+			}
+			all.Go(func() { r.wantInvalid(value) })
+			synctest.Wait()
+			close(slow)
+			all.Wait()
+		})
+	}
+}
+
 // Nobody but the holder of the ticket is served from the near cache.
 func TestCacheComparesTheSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
