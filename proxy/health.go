@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -48,9 +49,9 @@ func (p *Proxy) ping(x *exchange) error {
 }
 
 // answerReady tells a load balancer whether to send requests here: while the store
-// answers and the node isn't shutting down. A provider that is down doesn't make a
-// node unready, since the people who are signed in are served without it; the body
-// tells.
+// answers, or the outage grace lets people go on without it, and the node isn't shutting
+// down. A provider that is down doesn't make a node unready, since the people who are
+// signed in are served without it; the body tells.
 func (p *Proxy) answerReady(x *exchange) error {
 	x.route = "ready"
 	body := struct {
@@ -59,14 +60,21 @@ func (p *Proxy) answerReady(x *exchange) error {
 		SignIn string `json:"sign_in"`
 		Drain  bool   `json:"draining"`
 	}{Store: "ok", SignIn: "ok", Drain: p.draining.Load()}
-	if err := p.ready.check(x.r.Context(), p.Store); err != nil {
+	away, err := p.ready.check(x.r.Context(), p.Store)
+	usable := err == nil || away <= p.Sessions.OutageGrace
+	switch {
+	case err == nil:
+	case usable:
+		body.Store = "unavailable, in outage grace"
+		p.Logger.Warn("ready in outage grace", "request_id", x.id, "error", err)
+	default:
 		body.Store = "unavailable"
 		p.Logger.Warn("not ready", "request_id", x.id, "error", err)
 	}
 	if p.SignIn.Ready() != nil {
 		body.SignIn = "unavailable"
 	}
-	body.Ready = body.Store == "ok" && !body.Drain
+	body.Ready = usable && !body.Drain
 	status := http.StatusOK
 	if !body.Ready {
 		status = http.StatusServiceUnavailable
@@ -90,22 +98,34 @@ func writeJSON(x *exchange, status int, body any) error {
 // readiness remembers the store's last answer for readyFor. One caller asks, the
 // others wait for its answer.
 type readiness struct {
-	mu    sync.Mutex
-	until time.Time
-	err   error
+	mu       sync.Mutex
+	until    time.Time
+	answered time.Time // when the store was asked last and answered; zero before that
+	err      error
 }
 
-func (c *readiness) check(ctx context.Context, store Pinger) error {
+// never is longer than any outage grace.
+const never = time.Duration(math.MaxInt64)
+
+// check returns the store's error, and for how long it has not answered.
+func (c *readiness) check(ctx context.Context, store Pinger) (away time.Duration, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if time.Now().Before(c.until) {
-		return c.err
+	if now := time.Now(); !now.Before(c.until) {
+		// Detached: a health checker that hangs up must not make the next one believe
+		// that the store is down.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+		defer cancel()
+		if c.err = store.Ping(ctx); c.err == nil {
+			c.answered = now
+		}
+		c.until = time.Now().Add(readyFor)
 	}
-	// Detached: a health checker that hangs up must not make the next one believe
-	// that the store is down.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
-	defer cancel()
-	c.err = store.Ping(ctx)
-	c.until = time.Now().Add(readyFor)
-	return c.err
+	if c.err == nil {
+		return 0, nil
+	}
+	if c.answered.IsZero() {
+		return never, c.err
+	}
+	return time.Since(c.answered), c.err
 }

@@ -34,7 +34,7 @@ func TestReadiness(t *testing.T) {
 		var ready readiness
 		store := &pinger{takes: 10 * time.Millisecond}
 		for range 100 {
-			if err := ready.check(t.Context(), store); err != nil {
+			if _, err := ready.check(t.Context(), store); err != nil {
 				t.Error(err)
 			}
 		}
@@ -44,7 +44,7 @@ func TestReadiness(t *testing.T) {
 		time.Sleep(readyFor)
 		store.err = errors.New("down")
 		for range 2 {
-			if ready.check(t.Context(), store) == nil {
+			if _, err := ready.check(t.Context(), store); err == nil {
 				t.Error("a store that is down is taken for up")
 			}
 		}
@@ -56,14 +56,14 @@ func TestReadiness(t *testing.T) {
 		store.err = nil
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := ready.check(gone, store); err != nil {
+		if _, err := ready.check(gone, store); err != nil {
 			t.Errorf("a checker that hung up makes the node unready: %v", err)
 		}
 
 		time.Sleep(readyFor)
 		store.takes = time.Hour
 		start := time.Now()
-		if ready.check(t.Context(), store) == nil || time.Since(start) != pingTimeout {
+		if _, err := ready.check(t.Context(), store); err == nil || time.Since(start) != pingTimeout {
 			t.Errorf("a store that hangs was waited for %v", time.Since(start))
 		}
 	})
@@ -76,7 +76,7 @@ func TestReadinessTogether(t *testing.T) {
 	var checks sync.WaitGroup
 	for range 20 {
 		checks.Go(func() {
-			if err := ready.check(t.Context(), store); err != nil {
+			if _, err := ready.check(t.Context(), store); err != nil {
 				t.Error(err)
 			}
 		})
@@ -102,4 +102,29 @@ func TestReady(t *testing.T) {
 	if w := r.serveHTTP("GET", "/public", ""); w.Code != http.StatusOK {
 		t.Errorf("a request while draining: %d", w.Code)
 	}
+}
+
+// TestReadyInOutageGrace: a node that goes on without the store goes on getting requests,
+// for as long as that. One that has never reached its store is not ready.
+func TestReadyInOutageGrace(t *testing.T) {
+	r := newRig(t)
+	r.Sessions.OutageGrace = time.Hour
+	store := &pinger{err: errors.New("down")}
+	r.Store = store
+	want := func(step string, status int, body string) {
+		t.Helper()
+		r.ready.until = time.Time{} // as if a moment had passed
+		if w := r.serveHTTP("GET", "/ready", ""); w.Code != status || !strings.Contains(w.Body.String(), body) {
+			t.Errorf("%s: %d: %s", step, w.Code, w.Body)
+		}
+	}
+	want("never reached", http.StatusServiceUnavailable, `"store":"unavailable"`)
+	store.err = nil
+	want("reached", http.StatusOK, `"store":"ok"`)
+	store.err = errors.New("down")
+	want("in the grace", http.StatusOK, `"store":"unavailable, in outage grace"`)
+	r.ready.answered = time.Now().Add(-time.Hour)
+	want("past the grace", http.StatusServiceUnavailable, `"store":"unavailable"`)
+	store.err = nil
+	want("back", http.StatusOK, `"store":"ok"`)
 }

@@ -32,7 +32,8 @@ func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) err
 }
 
 // endListed marks an entry as ending, and finishes it. One that is not listed, for the
-// registry has lost it, is ended all the same.
+// registry has lost it, is ended all the same; and so is one that can't be marked, by a
+// store that refuses to write: the record is deleted, and the entry follows when it can.
 func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason) error {
 	marked, err := m.Registry.End(ctx, listing, string(reason))
 	if errors.Is(err, store.ErrNotFound) {
@@ -40,7 +41,15 @@ func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coa
 		marked.Ending = string(reason)
 	}
 	if err != nil {
-		return err
+		if deleteErr := m.Store.Delete(ctx, listing.Record); deleteErr != nil {
+			return errors.Join(err, deleteErr)
+		}
+		m.forget(listing.Record)
+		m.upkeep.revoked(listing.Record)
+		if e, err := m.describe(listing); err == nil {
+			m.upkeep.leave(e, reason)
+		}
+		return nil
 	}
 	return m.finish(ctx, marked)
 }

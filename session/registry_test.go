@@ -725,3 +725,36 @@ func TestOtherTenant(t *testing.T) {
 	}
 	r.wantUser("alice", value)
 }
+
+// A store that is full refuses to mark an entry, and deletes a record all the same: people
+// can sign out, and be signed out. The entry follows.
+func TestEndInAFullStore(t *testing.T) {
+	var events notebook
+	r := newRig(t, func(o *Options) { o.Events = &events })
+	value := r.signIn("alice")
+	events.told()
+	r.Manager.Registry = fullRegistry{r.memory}
+	if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+		t.Fatal(err)
+	}
+	r.wantInvalid(value)
+	r.finishLeft(t.Context())
+	events.want(t)
+	r.Manager.Registry = r.memory
+	r.finishLeft(t.Context())
+	r.wantKept()
+	events.want(t, "session.ended alice signed_out")
+
+	// But nobody is told "signed out" who isn't.
+	value = r.signIn("alice")
+	live := r.wantUser("alice", value)
+	r.Manager.Registry = fullRegistry{r.memory}
+	r.probe.forget(failing("delete"))
+	wantCode(t, nil, r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut), coatcheck.CodeUnknown)
+}
+
+type fullRegistry struct{ store.Registry }
+
+func (fullRegistry) End(context.Context, store.Entry, string) (store.Entry, error) {
+	return store.Entry{}, errDown
+}

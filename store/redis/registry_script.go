@@ -75,8 +75,15 @@ func (s *Store) doAll(ctx context.Context, calls ...call) error {
 }
 
 // What every script may use. clock is the server's, in milliseconds. keep makes the key
-// live that much longer, and never shortens its life.
+// live that much longer, and never shortens its life. rewrite comes before the writes of a
+// script that only changes what is there: a server that is out of memory refuses a script's
+// first write if that might need some, and none after one that can't. So people can be
+// signed out, and stay signed in, on a full server.
 const luaCommon = `
+local function rewrite()
+	local left = redis.call('PTTL', KEYS[1])
+	if left > 0 then redis.call('PEXPIRE', KEYS[1], left) end
+end
 local function clock()
 	local t = redis.call('TIME')
 	return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -231,6 +238,7 @@ if listed > 0 then
 elseif e.expires > e.listed then
 	return {'list', e.seat}
 end
+rewrite()
 save(id, e)
 keep(e.expires - now + grace)
 return {'done', e.seat}
@@ -243,6 +251,7 @@ if not packed then return false end
 local e = open(packed)
 if e.ending ~= '' then return packed end
 mark(e, ARGV[2], clock(), tonumber(ARGV[3]))
+rewrite()
 return save(ARGV[1], e)
 `)
 
@@ -255,6 +264,7 @@ local e = open(packed)
 mark(e, ARGV[2], clock(), tonumber(ARGV[3]))
 if e.seat ~= '' and string.sub(e.seat, 1, 1) ~= '!' then
 	e.seat = '!' .. e.seat
+	rewrite()
 	save(ARGV[1], e)
 end
 return e.seat
@@ -270,6 +280,7 @@ local due = e.ending == '' and e.expires or e.left
 if due > now then return {'look', due - now} end
 mark(e, ARGV[2], now, 0)
 e.left = now + ARGV[3]
+rewrite()
 packed = save(ARGV[1], e)
 keep(tonumber(ARGV[4]))
 return {'claimed', packed}
@@ -294,6 +305,7 @@ return {clock(), page[1], page[2]}
 var listScript = newScript(luaCommon, luaTrim, `
 local now = clock()
 local ends, was = now + ARGV[2], redis.call('ZSCORE', KEYS[1], ARGV[1])
+if was then rewrite() end
 if not was or tonumber(was) < ends then redis.call('ZADD', KEYS[1], ends, ARGV[1]) end
 trim(now)
 keep(tonumber(ARGV[2]))
@@ -301,6 +313,7 @@ keep(tonumber(ARGV[2]))
 
 // listNameScript is listScript for the index by ID, where ARGV[1] is the user.
 var listNameScript = newScript(luaCommon, `
+rewrite()
 redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
 keep(tonumber(ARGV[2]))
 `)
@@ -350,6 +363,7 @@ return answer
 
 // lookScript makes the reaper look at ARGV[1] in ARGV[2], and at no other time.
 var lookScript = newScript(luaCommon, `
+rewrite()
 redis.call('ZADD', KEYS[1], clock() + ARGV[2], ARGV[1])
 keep(ARGV[2] + ARGV[3])
 `)
@@ -360,6 +374,7 @@ keep(ARGV[2] + ARGV[3])
 var lookAgainScript = newScript(luaCommon, `
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not score or tonumber(score) ~= tonumber(ARGV[4]) then return end
+rewrite()
 if tonumber(ARGV[2]) < 0 then
 	redis.call('ZREM', KEYS[1], ARGV[1])
 else
@@ -379,6 +394,7 @@ var claimDueScript = newScript(luaCommon, `
 local now = clock()
 local score = string.format('%.0f', now + ARGV[2])
 local answer = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+rewrite()
 for _, member in ipairs(answer) do redis.call('ZADD', KEYS[1], score, member) end
 if #answer > 0 then keep(ARGV[2] + ARGV[3]) end
 table.insert(answer, 1, score)
