@@ -53,7 +53,7 @@ type person struct {
 
 	live   []*held // oldest first
 	dead   []*held
-	ghosts int // sign-ins whose answer never came
+	ghosts int // sessions that nobody has, and that may count all the same
 }
 
 // held is a session as its person sees it.
@@ -64,6 +64,12 @@ type held struct {
 	unsure bool
 	died   time.Time
 	how    string
+}
+
+// lives tells whether a session must be alive now.
+func (h *held) lives(now time.Time) bool {
+	return h.died.IsZero() && !h.unsure &&
+		now.Sub(h.used) < *idle-*idle/20-time.Second && now.Sub(h.begun) < absolute()-time.Second
 }
 
 // deadFor is how long after its end a session may still be served by a node that has not
@@ -154,14 +160,19 @@ func (p *person) makeRoom() {
 			h.unsure = true
 		}
 		newer++
-		if !h.unsure {
+		if h.lives(time.Now()) {
 			sureNewer++
 		}
 	}
 }
 
+// bury notes the end of a session. One that had expired before is listed a little longer.
 func (p *person) bury(h *held, how string, count *atomic.Int64) {
-	h.died, h.how = time.Now(), how
+	now := time.Now()
+	if !h.lives(now) {
+		p.ghosts++
+	}
+	h.died, h.how = now, how
 	p.live = slices.DeleteFunc(p.live, func(other *held) bool { return other == h })
 	p.dead = append(p.dead, h)
 	count.Add(1)
@@ -195,14 +206,13 @@ func (p *person) endOne(ctx context.Context) error {
 // use sends a request with a session and judges the answer.
 func (p *person) use(ctx context.Context, h *held) error {
 	sent := time.Now()
-	user, err := p.whoami(ctx, p, h)
+	user, said, err := p.whoami(ctx, p, h)
 	if err != nil {
 		return err
 	}
 	ended := !h.died.IsZero() && sent.Sub(h.died) >= deadFor
 	now := time.Now()
-	mustLive := h.died.IsZero() && !h.unsure &&
-		now.Sub(h.used) < *idle-*idle/20-time.Second && now.Sub(h.begun) < absolute()-time.Second
+	mustLive := h.lives(now)
 	if ended || mustLive {
 		p.Certain.Add(1)
 	}
@@ -212,7 +222,8 @@ func (p *person) use(ctx context.Context, h *held) error {
 	case user != "" && ended:
 		p.complain(&p.Undead, "%s was served with a session that was %s %s before", p.name, h.how, sent.Sub(h.died))
 	case user == "" && mustLive:
-		p.complain(&p.Lost, "%s was not served with a session of %s, last used %s ago", p.name, now.Sub(h.begun), now.Sub(h.used))
+		p.complain(&p.Lost, "%s was not served at %s with a session of %s, last used %s ago: %s",
+			p.name, sent.UTC().Format(time.TimeOnly), now.Sub(h.begun), now.Sub(h.used), said)
 	}
 	if user != "" {
 		h.used = sent

@@ -22,10 +22,11 @@ const appUser = "Soak-User"
 // give bounds how long a person tries something before the soak has failed.
 const give = 2 * time.Minute
 
-// An answer is a response without its body.
+// An answer is a response, with the beginning of its body.
 type answer struct {
 	status int
 	header http.Header
+	body   []byte
 }
 
 // cookie returns the value that an answer sets, "" if it sets none.
@@ -72,8 +73,11 @@ func roundTrip(t *http.Transport, req *http.Request) (answer, error) {
 		return answer{}, err
 	}
 	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
-	return answer{resp.StatusCode, resp.Header}, err
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 512))
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	}
+	return answer{resp.StatusCode, resp.Header, body}, err
 }
 
 // insist sends a request that may be repeated until some node can answer it.
@@ -159,10 +163,14 @@ func (s *site) authorize(ctx context.Context, p *person, there *url.URL) (back *
 	return back, nil
 }
 
-// whoami returns whom the app serves with a session, "" if it serves nobody.
-func (s *site) whoami(ctx context.Context, p *person, h *held) (string, error) {
-	a, err := s.insist(ctx, p, http.MethodGet, "/", http.Header{"Cookie": {h.cookie}})
-	return a.header.Get(appUser), err
+// whoami returns whom the app serves with a session; or "" if it serves nobody, and what the
+// node said instead.
+func (s *site) whoami(ctx context.Context, p *person, h *held) (user, said string, err error) {
+	a, err := s.insist(ctx, p, http.MethodGet, "/", http.Header{"Cookie": {h.cookie}, "Accept": {"application/json"}})
+	if user = a.header.Get(appUser); user == "" {
+		said = fmt.Sprintf("%d %s", a.status, a.body)
+	}
+	return user, said, err
 }
 
 // signOut ends a session, as a link on the site's own page does.
