@@ -160,6 +160,10 @@ func (c *cache) put(t ticket, f *flight, live *Live) *cached {
 	h := c.shard(t.handle)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if f.opened != nil && subtle.ConstantTimeCompare(f.opened.mac[:], e.mac[:]) == 1 {
+		return f.opened // by another request of those that waited, so that one of them touches
+	}
+	f.opened = e
 	if h.changes != f.changes || e.bytes > c.room {
 		return e
 	}
@@ -279,7 +283,8 @@ type flight struct {
 	changes uint64
 	rec     store.Record
 	err     error
-	panic   any // what the store panicked with
+	panic   any     // what the store panicked with
+	opened  *cached // what put has made of it, under the shard's lock
 }
 
 // read returns the flight that reads the handle's record, when it has landed. It began

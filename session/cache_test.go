@@ -492,3 +492,24 @@ func liveOn(t *testing.T, steps []string) string {
 	}
 	return ""
 }
+
+// Requests that wait for one read move the idle end once.
+func TestTouchOfManyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.CacheSize, o.Lease = 1<<20, time.Second })
+		value := r.signIn("alice")
+		time.Sleep(idle / 2)
+		r.probe.forget(func(context.Context, string, string) error {
+			time.Sleep(time.Millisecond)
+			return nil
+		})
+		var all sync.WaitGroup
+		for range 30 {
+			all.Go(func() { r.wantUser("alice", value) })
+		}
+		all.Wait()
+		if reads, touches := r.probe.count("get"), r.probe.count("touch"); reads != 1 || touches != 1 {
+			t.Errorf("%d reads, %d touches", reads, touches)
+		}
+	})
+}

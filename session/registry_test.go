@@ -448,6 +448,31 @@ func TestReap(t *testing.T) {
 	})
 }
 
+// Whose record the store has lost is not told that it was not used, and whose end comes
+// between the reads is told why.
+func TestLostIsNotIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, func(o *Options) { o.Tombstones = time.Hour })
+		lost, revoked := r.signIn("alice"), r.signIn("bob")
+		handle, _, _ := strings.Cut(lost, ".")
+		if err := r.memory.Delete(t.Context(), handle); err != nil {
+			t.Fatal(err)
+		}
+		r.wantEnded(coatcheck.ReasonLost, lost)
+
+		handle, _, _ = strings.Cut(revoked, ".")
+		live := r.wantUser("bob", revoked)
+		r.probe.forget(func(ctx context.Context, op, key string) error {
+			if op == "get" && key == handle {
+				r.probe.forget(nil)
+				return r.End(ctx, http.Header{}, live, coatcheck.ReasonRevoked)
+			}
+			return nil
+		})
+		r.wantEnded(coatcheck.ReasonRevoked, revoked)
+	})
+}
+
 // A claim is acknowledged after its event is recorded, and a repeat has the same id.
 func TestReapRecordsFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -543,6 +568,50 @@ func TestReassert(t *testing.T) {
 		time.Sleep(2 * upkeepEvery)
 		r.wantInvalid(lately)
 		r.wantUser("alice", old) // longer ago than the store may forget
+		r.probe.forget(nil)
+		time.Sleep(10 * time.Second)
+		if n := r.probe.count("delete"); n != 0 {
+			t.Errorf("%d more deletes", n)
+		}
+	})
+}
+
+// A gap that comes while revocations are made again begins that anew: what has just been
+// deleted may be back.
+func TestReassertOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHearing(t)
+		feed := muteFeed{make(chan store.Feed, 1)}
+		r.Feed = feed
+		r.run(t)
+		told := <-feed.heard
+		value := r.signIn("alice")
+		rec, _ := r.record(value)
+		handle, _, _ := strings.Cut(value, ".")
+		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		failedOver := make(chan struct{})
+		again := sync.OnceFunc(func() {
+			time.Sleep(10 * time.Millisecond)
+			told.Reset()
+			close(failedOver)
+		})
+		r.probe.forget(func(_ context.Context, op, _ string) error {
+			if op == "delete" {
+				again()
+			}
+			return nil
+		})
+		told.Reset()
+		<-failedOver
+		synctest.Wait() // until the first pass is over
+		if err := r.memory.Create(t.Context(), handle, rec.Value, idle); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * upkeepEvery)
+		r.wantInvalid(value)
 		r.probe.forget(nil)
 		time.Sleep(10 * time.Second)
 		if n := r.probe.count("delete"); n != 0 {

@@ -24,6 +24,10 @@ type tombstone struct {
 
 const tombstoneVersion = 1
 
+// maxSkew is how much the clocks of node and store may differ before somebody is told of a
+// session that ended idle that it was lost.
+const maxSkew = time.Minute
+
 func (m *Manager) tombstoneKey(handle string) string {
 	sum := m.Ring.Index("tombstone", m.Tenant, handle)
 	return "tombstone-" + hex.EncodeToString(sum[:16])
@@ -53,7 +57,7 @@ func (m *Manager) bury(ctx context.Context, e Entry, reason coatcheck.Reason) er
 
 // Ended tells why the session of a request's dead cookie ended, and false where nobody
 // knows (any more), or the request does not hold its ticket. It reads the store up to
-// three times for each session cookie, so it is for requests whose answer tells the reason to
+// four times for each session cookie, so it is for requests whose answer tells the reason to
 // somebody.
 func (m *Manager) Ended(ctx context.Context, h http.Header) (coatcheck.Reason, bool) {
 	var buf [maxCandidates]string
@@ -100,8 +104,17 @@ func (m *Manager) readEnding(ctx context.Context, t ticket) (coatcheck.Reason, b
 		if err != nil || subtle.ConstantTimeCompare(e.verifier, m.verifier(t)) != 1 {
 			return "", false
 		}
-		_, err = m.Store.Get(ctx, t.handle)
-		return e.reason(), errors.Is(err, store.ErrNotFound)
+		if _, err = m.Store.Get(ctx, t.handle); !errors.Is(err, store.ErrNotFound) {
+			return "", false
+		}
+		if e.Ending != "" || !m.Now().Add(maxSkew).Before(e.Expires) {
+			return e.reason(), true
+		}
+		// Its time was not over. Unless it was ended between these reads, nobody did.
+		if reason, ok := m.readTombstone(ctx, t); ok {
+			return reason, true
+		}
+		return coatcheck.ReasonLost, true
 	}
 	return "", false
 }

@@ -39,6 +39,7 @@ type upkeep struct {
 	left     []leftover
 	revoke   []revocation // oldest first
 	reassert time.Time    // revocations since then are due to be made again; zero for none
+	gap      time.Time    // when the feed's last gap was noted
 	deaf     bool         // the store did not answer when it was asked last
 }
 
@@ -85,8 +86,9 @@ func (u *upkeep) trim() {
 func (u *upkeep) missed() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if since := time.Now().Add(-reassertFor); u.reassert.IsZero() || since.Before(u.reassert) {
-		u.reassert = since
+	u.gap = time.Now()
+	if u.reassert.IsZero() {
+		u.reassert = u.gap.Add(-reassertFor)
 	}
 }
 
@@ -194,7 +196,7 @@ func (m *Manager) reassertRevoked(ctx context.Context) {
 	u := &m.upkeep
 	u.mu.Lock()
 	u.trim()
-	since := u.reassert
+	since, gap := u.reassert, u.gap
 	var due []revocation
 	if !since.IsZero() {
 		for _, r := range u.revoke {
@@ -214,8 +216,9 @@ func (m *Manager) reassertRevoked(ctx context.Context) {
 		m.forget(r.handle)
 	}
 	u.mu.Lock()
-	if u.reassert.Equal(since) {
-		u.reassert = time.Time{}
+	u.reassert = time.Time{}
+	if !u.gap.Equal(gap) { // what was just made again may be lost again
+		u.reassert = u.gap.Add(-reassertFor)
 	}
 	u.mu.Unlock()
 	if len(due) > 0 {
