@@ -334,7 +334,7 @@ func (f *fleet) settled(want int) []sitting {
 	if err != nil {
 		f.Error(err)
 	}
-	a, err := f.judge.Audit(f.Context(), f.store)
+	a, err := f.judge.Audit(f.Context(), f.store, session.AuditPause)
 	if err != nil {
 		f.Error(err)
 	}

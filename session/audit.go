@@ -28,14 +28,18 @@ type Audit struct {
 	Findings []Finding
 }
 
-// auditPause is how long what looks like a difference is left alone before it is looked at
-// again: longer than a session takes to begin or to end, and than an entry is listed beyond
-// its record's end.
-const auditPause = listedLonger + 2*time.Second
+// How long an audit leaves alone what looks like a difference before it looks again.
+const (
+	// AuditPause is longer than a session takes to begin or to end, and than an entry is
+	// listed beyond its record's end.
+	AuditPause = listedLonger + 2*time.Second
+	// RepairPause is also longer than it takes a session in use to list itself again.
+	RepairPause = AuditPause + 30*time.Second
+)
 
-// Audit compares the registry with the store, whose records it walks over. Sessions that
-// begin and end meanwhile are no findings.
-func (m *Manager) Audit(ctx context.Context, records store.Lister) (Audit, error) {
+// Audit compares the registry with the store, whose records it walks over, and looks at
+// what differs again after the pause. Sessions that begin and end meanwhile are no findings.
+func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Duration) (Audit, error) {
 	var a Audit
 	var suspects []Finding
 	for e, err := range m.Find(ctx, Query{}) {
@@ -73,7 +77,7 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister) (Audit, error
 	select {
 	case <-ctx.Done():
 		return a, ctx.Err()
-	case <-time.After(auditPause):
+	case <-time.After(pause):
 	}
 	seen := make(map[string]bool)
 	for _, f := range suspects {
@@ -96,10 +100,25 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister) (Audit, error
 	return a, nil
 }
 
+// Unlisted counts the findings of sessions that nobody lists. Where they are most of all
+// there are, the registry was lost, or it was looked for under the names of another key
+// ring's index key.
+func (a Audit) Unlisted() (n int) {
+	for _, f := range a.Findings {
+		if f.Entry == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // Repair takes a session whose record is gone off the list, and ends one that nobody lists.
 func (m *Manager) Repair(ctx context.Context, f Finding) error {
 	if f.Entry != nil {
 		return m.endListed(ctx, f.Entry.listed, coatcheck.ReasonLost)
+	}
+	if e, err := m.listedAs(ctx, f.Ref); err != nil || e != nil {
+		return err // it is listed by now
 	}
 	if err := m.Store.Delete(ctx, f.record); err != nil {
 		return fmt.Errorf("session: repair: %w", err)

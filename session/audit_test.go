@@ -44,7 +44,7 @@ func TestAudit(t *testing.T) {
 		}()
 
 		events.told()
-		a, err := r.Audit(t.Context(), r.memory)
+		a, err := r.Audit(t.Context(), r.memory, AuditPause)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,7 +66,7 @@ func TestAudit(t *testing.T) {
 		events.want(t, "session.ended bob lost")
 		r.wantInvalid(unlisted)
 		r.wantUser("alice", good)
-		if a, err := r.Audit(t.Context(), r.memory); err != nil || len(a.Findings) != 0 {
+		if a, err := r.Audit(t.Context(), r.memory, AuditPause); err != nil || len(a.Findings) != 0 {
 			t.Errorf("after the repair: %+v, %v", a, err)
 		}
 	})
@@ -76,11 +76,11 @@ func TestAuditFails(t *testing.T) {
 	r := newRig(t)
 	r.signIn("alice")
 	r.probe.forget(failing("get"))
-	if _, err := r.Audit(t.Context(), r.memory); err == nil {
+	if _, err := r.Audit(t.Context(), r.memory, AuditPause); err == nil {
 		t.Error("a store that does not answer has no differences")
 	}
 	r.probe.forget(failing("delete"))
-	if err := r.Repair(t.Context(), Finding{record: "x"}); err == nil {
+	if err := r.Repair(t.Context(), Finding{Ref: coatcheck.MakeRef("x"), record: "x"}); err == nil {
 		t.Error("a repair that failed went well")
 	}
 }

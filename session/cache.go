@@ -126,7 +126,9 @@ func (c *cache) find(t ticket, now instant) (found *cached, fresh bool) {
 	}
 	found.unlink()
 	h.used.push(found)
-	if found.epoch != c.epoch.Load() || now-c.current.Load() > int64(c.lease) || now >= found.ends.Load() {
+	// current first: what is heard in a later epoch says nothing of this one.
+	current := c.current.Load()
+	if found.epoch != c.epoch.Load() || now-current > int64(c.lease) || now >= found.ends.Load() {
 		c.stale.Add(1)
 		return found, false
 	}
@@ -137,9 +139,10 @@ func (c *cache) find(t ticket, now instant) (found *cached, fresh bool) {
 // confirmed returns up to when the store is known to have had what was read at an instant
 // of an epoch, if nothing was told of a change since then.
 func (c *cache) confirmed(read instant, epoch uint64) instant {
+	current := c.current.Load() // before the epoch, as in find
 	switch age := c.epoch.Load() - epoch; {
 	case age == 0:
-		return max(read, c.current.Load())
+		return max(read, current)
 	case age < uint64(len(c.lastCurrent)):
 		return max(read, c.lastCurrent[epoch%uint64(len(c.lastCurrent))].Load())
 	default:

@@ -322,7 +322,7 @@ func (w *ward) outlived() {
 
 	// What is left of the dead node's work alone is what nobody can open, until its time is
 	// over: a record whose session was not listed yet.
-	a, err := w.Audit(t.Context(), w.memory)
+	a, err := w.Audit(t.Context(), w.memory, AuditPause)
 	if err != nil {
 		t.Fatal(err)
 	}

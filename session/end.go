@@ -35,23 +35,37 @@ func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) err
 // registry has lost it, is ended all the same; and so is one that can't be marked, by a
 // store that refuses to write: the record is deleted, and the entry follows when it can.
 func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason) error {
+	marked, err := m.mark(ctx, listing, reason)
+	if err != nil {
+		return m.endUnmarked(ctx, listing, reason, err)
+	}
+	return m.finish(ctx, marked)
+}
+
+// mark marks an entry as ending, and returns it as it is then.
+func (m *Manager) mark(ctx context.Context, listing store.Entry, reason coatcheck.Reason) (store.Entry, error) {
 	marked, err := m.Registry.End(ctx, listing, string(reason))
 	if errors.Is(err, store.ErrNotFound) {
 		marked, err = listing, nil
 		marked.Ending = string(reason)
 	}
+	return marked, err
+}
+
+// endUnmarked ends a session whose entry could not be marked for cause.
+func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, cause error) error {
+	e, err := m.describe(listing)
 	if err != nil {
-		if deleteErr := m.Store.Delete(ctx, listing.Record); deleteErr != nil {
-			return errors.Join(err, deleteErr)
-		}
-		m.forget(listing.Record)
-		m.upkeep.revoked(listing.Record)
-		if e, err := m.describe(listing); err == nil {
-			m.upkeep.leave(e, reason)
-		}
-		return nil
+		return errors.Join(cause, err)
 	}
-	return m.finish(ctx, marked)
+	_ = m.bury(ctx, e, reason) // a store that refuses writes has no room for it, perhaps
+	if err := m.Store.Delete(ctx, listing.Record); err != nil {
+		return errors.Join(cause, err)
+	}
+	m.forget(listing.Record)
+	m.upkeep.revoked(listing.Record)
+	m.upkeep.leave(e, reason)
+	return nil
 }
 
 // finish ends what is left of a session whose entry is marked as ending. It returns nil

@@ -291,8 +291,10 @@ func (m *Manager) touch(ctx context.Context, c *cached) error {
 	if err = m.Registry.Renew(ctx, entry, want+listedLonger); err == nil {
 		err = m.Store.Touch(ctx, c.live.handle, want)
 		if errors.Is(err, store.ErrNotFound) {
-			// The entry of a session that is over was just listed again, perhaps.
-			_ = m.Registry.Remove(ctx, entry)
+			// It ended in between, or the entry of one that is over was just listed again.
+			if ended, endErr := m.Registry.End(ctx, entry, store.ReasonExpired); endErr == nil {
+				_ = m.finish(ctx, ended) // or whoever reaps it
+			}
 		}
 	}
 	switch {

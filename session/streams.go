@@ -3,6 +3,8 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -109,7 +111,7 @@ func (m *Manager) check(handle string) {
 	ctx, cancel := context.WithTimeout(context.Background(), flightLimit)
 	defer cancel()
 	began, epoch := instantOf(time.Now()), m.cache.epoch.Load()
-	rec, err := m.Store.Get(ctx, handle)
+	rec, err := m.look(ctx, handle)
 
 	s.mu.Lock()
 	w.checking = false
@@ -147,6 +149,18 @@ func (m *Manager) check(handle string) {
 	}
 	clear(w.ended)
 	s.mu.Unlock()
+}
+
+// look reads a record in a goroutine that nobody watches over: a store that panics tells
+// nothing.
+func (m *Manager) look(ctx context.Context, handle string) (rec store.Record, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			m.Logger.ErrorContext(ctx, "panic", "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+			err = errors.New("session: the store panicked")
+		}
+	}()
+	return m.Store.Get(ctx, handle)
 }
 
 // checkAgain is how long after a look at the store that told nothing the next one comes.

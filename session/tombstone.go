@@ -81,6 +81,9 @@ func (m *Manager) Ended(ctx context.Context, h http.Header) (coatcheck.Reason, b
 }
 
 func (m *Manager) readTombstone(ctx context.Context, t ticket) (coatcheck.Reason, bool) {
+	if m.Tombstones <= 0 {
+		return "", false
+	}
 	rec, err := m.Store.Get(ctx, m.tombstoneKey(t.handle))
 	if err != nil {
 		return "", false

@@ -94,7 +94,8 @@ func (u *upkeep) missed() {
 
 // Run does, until ctx ends, what has to be done beside requests: it listens to the store's
 // feed, reaps what has expired or was left unfinished by any node, ends the streams of
-// sessions that have ended, and forgets what nobody can use any more. It returns when all of that has stopped.
+// sessions that have ended, and forgets what nobody can use any more. It returns when all
+// of that has stopped.
 func (m *Manager) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { m.listen(ctx) })
@@ -175,14 +176,19 @@ func (m *Manager) watchStreams(ctx context.Context) {
 	}
 }
 
-// finishLeft ends what was begun and handed to nobody.
+// finishLeft ends what was begun and handed to nobody, and finishes ends that could not be
+// marked. It stops at the first that the store refuses still.
 func (m *Manager) finishLeft(ctx context.Context) {
 	m.upkeep.mu.Lock()
 	left := m.upkeep.left
 	m.upkeep.left = nil
 	m.upkeep.mu.Unlock()
 	for i, l := range left {
-		if err := m.endListed(ctx, l.entry.listed, l.reason); err != nil {
+		marked, err := m.mark(ctx, l.entry.listed, l.reason)
+		if err == nil {
+			err = m.finish(ctx, marked)
+		}
+		if err != nil {
 			m.upkeep.mu.Lock()
 			m.upkeep.left = append(left[i:], m.upkeep.left...)
 			m.upkeep.mu.Unlock()
@@ -209,11 +215,19 @@ func (m *Manager) reassertRevoked(ctx context.Context) {
 	if since.IsZero() {
 		return
 	}
+	group, deleting := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
 	for _, r := range due {
-		if err := m.Store.Delete(ctx, r.handle); err != nil {
-			return // again at the next occasion
-		}
-		m.forget(r.handle)
+		group.Go(func() error {
+			if err := m.Store.Delete(deleting, r.handle); err != nil {
+				return err
+			}
+			m.forget(r.handle)
+			return nil
+		})
+	}
+	if group.Wait() != nil {
+		return // again at the next occasion
 	}
 	u.mu.Lock()
 	u.reassert = time.Time{}
@@ -256,7 +270,7 @@ func (m *Manager) reap(ctx context.Context) (more bool) {
 }
 
 // relist lists a session again whose entry has expired and whose record has not: the
-// registry has lost a Renew.
+// registry has lost a Renew. It is overwritten in one step, so that it is listed all along.
 func (m *Manager) relist(ctx context.Context, e store.Entry) (bool, error) {
 	rec, err := m.Store.Get(ctx, e.Record)
 	if errors.Is(err, store.ErrNotFound) {
@@ -265,8 +279,6 @@ func (m *Manager) relist(ctx context.Context, e store.Entry) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := m.Registry.Remove(ctx, e); err != nil {
-		return false, err
-	}
-	return true, m.Registry.Renew(ctx, e, rec.TTL+listedLonger)
+	_, err = m.Registry.Admit(ctx, e, rec.TTL+listedLonger, store.Limits{}, "")
+	return true, err
 }

@@ -29,6 +29,10 @@ var (
 	ErrExists = errors.New("store: exists")
 	// ErrConflict: Replace found another revision than the one it was given.
 	ErrConflict = errors.New("store: revision conflict")
+	// ErrRefused: the backend answered, and does not take this write now: it is full, say.
+	// As with every other unknown error the write may have happened or not, but there is no
+	// use in waiting for the backend to answer.
+	ErrRefused = errors.New("store: write refused")
 	// ErrTooLarge: the key is over MaxKey or the value over MaxValue. Nothing was
 	// sent to the backend.
 	ErrTooLarge = errors.New("store: key or value too large")

@@ -41,9 +41,18 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
 	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, logger)
 
-	found, err := sessions.Audit(ctx, kept)
+	pause := session.AuditPause
+	if c.Repair {
+		pause = session.RepairPause
+	}
+	found, err := sessions.Audit(ctx, kept, pause)
 	if err != nil {
 		return err
+	}
+	if n := found.Unlisted(); c.Repair && 2*n > found.Records {
+		return fmt.Errorf("%d of %d sessions are not listed, so nothing is repaired: to end them all would be an accident.\n"+
+			"Is this the key ring that the nodes use? Sessions are found under names made with its index_key.\n"+
+			"If the store has lost the list: sessions in use list themselves again within 30 seconds", n, found.Records)
 	}
 	for _, f := range found.Findings {
 		done := ""

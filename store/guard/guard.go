@@ -167,9 +167,9 @@ func judge(caller context.Context, err error) verdict {
 	case err == nil,
 		errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrConflict),
 		errors.Is(err, store.ErrHeld), errors.Is(err, store.ErrLost), errors.Is(err, store.ErrEnding),
-		errors.As(err, &limit):
+		errors.Is(err, store.ErrRefused), errors.As(err, &limit):
 		return answered
-	case errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrBadEntry),
+	case errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrBadEntry), errors.As(err, new(partly)),
 		errors.Is(caller.Err(), context.Canceled):
 		return unheard
 	default:
@@ -260,12 +260,22 @@ func (b *Backend) Remove(ctx context.Context, e store.Entry) error {
 	})
 }
 
-// Reap implements store.Registry.
+// Reap implements store.Registry. It asks all parts of a backend, and nobody waits for it:
+// that one part is gone says nothing of the others, which requests go on to use.
 func (b *Backend) Reap(ctx context.Context, limit int) ([]store.Entry, error) {
 	return do(ctx, b, b.writes, "reap", func(ctx context.Context) ([]store.Entry, error) {
-		return b.next.Reap(ctx, limit)
+		claimed, err := b.next.Reap(ctx, limit)
+		if err != nil {
+			err = partly{err}
+		}
+		return claimed, err
 	})
 }
+
+// A partly is an error of a call that asked all parts of a backend.
+type partly struct{ error }
+
+func (p partly) Unwrap() error { return p.error }
 
 // Watch implements store.Watcher. It lasts, and finds its way back itself.
 func (b *Backend) Watch(ctx context.Context, beat time.Duration, feed store.Feed) error {

@@ -302,6 +302,33 @@ func TestOneAnswerStartsTheCountAnew(t *testing.T) {
 }
 
 // A-Z6: whoever leaves says nothing about the store.
+// A store that answers that it takes no writes is there; and that one part of it can't be
+// reaped says nothing of the others, which requests use.
+func TestWhatDoesNotOpenIt(t *testing.T) {
+	for name, test := range map[string]struct {
+		err  error
+		call func(context.Context, *Backend) error
+	}{
+		"a refused write":   {fmt.Errorf("create: %w: OOM", store.ErrRefused), touch},
+		"a part that fails": {errDown, func(ctx context.Context, b *Backend) error { _, err := b.Reap(ctx, 1); return err }},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			under := &backend{answer: answers(test.err)}
+			b := New(under, Options{Logger: quiet()})
+			for range 100 {
+				if err := test.call(t.Context(), b); !errors.Is(err, test.err) {
+					t.Fatalf("%s: %v", name, err)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			under.answer = answers(nil)
+			if err := touch(t.Context(), b); err != nil {
+				t.Errorf("%s has opened the breaker: %v", name, err)
+			}
+		})
+	}
+}
+
 func TestCallersWhoLeaveOpenNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &backend{answer: hangs}

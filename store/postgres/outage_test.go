@@ -57,7 +57,7 @@ func TestCallsTimeOut(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{Password: password})
 	s := openAll(t, Options{URL: server.URL(), Password: password, Timeout: time.Second}, 1)[0]
-	s.timeout = 50 * time.Millisecond // of calls; that of connections stays
+	s.timeout = 50 * time.Millisecond                                  // of calls; that of connections stays
 	eventually(t, "Ping", func() error { return s.Ping(t.Context()) }) // so that there is a connection
 	server.Pause()
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)

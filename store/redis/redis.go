@@ -129,9 +129,18 @@ func wrap(op string, err error) error {
 	return fmt.Errorf("store/redis: %s: %w", op, stripped(err))
 }
 
+// refusals begin what a server says that answers and takes no writes: it is out of memory,
+// can't write to its disk, or has too few replicas.
+var refusals = []string{"OOM ", "MISCONF ", "NOREPLICAS "}
+
 func stripped(err error) error {
 	if e, ok := rueidis.IsRedisErr(err); ok {
 		said, _, _ := strings.Cut(e.Error(), ", with args")
+		for _, refusal := range refusals {
+			if strings.HasPrefix(said, refusal) {
+				return fmt.Errorf("%w: %s", store.ErrRefused, said)
+			}
+		}
 		return errors.New(said)
 	}
 	return err
