@@ -128,10 +128,7 @@ func (b *breaker) report(t turn, v verdict, cause error) {
 		case v == failed:
 			b.open(now)
 		case v == answered:
-			if b.passed++; b.passed >= probes {
-				b.become(Closed)
-				b.turned(Closed, nil)
-			}
+			b.pass()
 		}
 		return
 	}
@@ -159,6 +156,33 @@ func (b *breaker) hint() {
 	defer b.mu.Unlock()
 	if b.state == Open {
 		b.become(HalfOpen)
+	}
+}
+
+// begun returns what an answer that is heard otherwise has to be stood for with.
+func (b *breaker) begun() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.round
+}
+
+// stand is hint with an answer to a question like that of the calls. It stands for one of
+// theirs while none is under way that tells more: where nobody calls, it closes a breaker
+// that would wait for calls.
+func (b *breaker) stand(began uint64) {
+	b.hint()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state == HalfOpen && b.round == began && b.tried == 0 {
+		b.pass()
+	}
+}
+
+// pass counts an answer while half-open, for who holds b.mu.
+func (b *breaker) pass() {
+	if b.passed++; b.passed >= probes {
+		b.become(Closed)
+		b.turned(Closed, nil)
 	}
 }
 

@@ -213,7 +213,8 @@ func (b *Backend) Delete(ctx context.Context, key string) error {
 }
 
 // Ping implements store.Store. It asks the backend whatever the breakers say, and an
-// answer lets them try again at once.
+// answer lets them try again at once. Since it reads, it counts as a read where there is
+// no other: those that a near cache serves would leave the breaker half-open.
 func (b *Backend) Ping(ctx context.Context) error {
 	guarded, cancel := context.WithTimeout(ctx, b.timeout)
 	defer cancel()
@@ -221,9 +222,10 @@ func (b *Backend) Ping(ctx context.Context) error {
 		return b.refused(ctx, "ping", err)
 	}
 	defer b.pings.free()
+	began := b.reads.begun()
 	err := b.next.Ping(guarded)
 	if err == nil {
-		b.reads.hint()
+		b.reads.stand(began)
 		b.writes.hint()
 	}
 	return err

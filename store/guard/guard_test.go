@@ -457,6 +457,70 @@ func TestPing(t *testing.T) {
 	})
 }
 
+// Where nothing is read, since a near cache serves it all, pings close the breaker of
+// reads. That of writes waits for writes.
+func TestPingsCloseReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		d := &backend{answer: answers(errDown)}
+		b := New(d, Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		wreck(t, b, get, touch)
+		ping := func() {
+			t.Helper()
+			if err := b.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.answer = answers(nil)
+		for range probes { // the first of them ends the pause
+			ping()
+			if reads, writes := b.States(); reads != HalfOpen || writes != HalfOpen {
+				t.Fatalf("reads are %s, writes %s", reads, writes)
+			}
+		}
+		for range probes {
+			ping()
+		}
+		if reads, writes := b.States(); reads != Closed || writes != HalfOpen {
+			t.Errorf("after an answer to each probe reads are %s, writes %s", reads, writes)
+		}
+		if n := strings.Count(log.String(), "answers again\" calls=read"); n != 1 {
+			t.Errorf("its end is logged %d times:\n%s", n, log.String())
+		}
+
+		// A read under way tells more, and so it is what counts.
+		d.answer = answers(errDown)
+		wreck(t, b, get)
+		time.Sleep(pause)
+		d.answer = hangs
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = get(t.Context(), b) })
+		synctest.Wait()
+		d.answer = answers(nil)
+		for range 2 * probes {
+			ping()
+		}
+		if reads, _ := b.States(); reads != HalfOpen {
+			t.Errorf("beside a read that hangs, reads are %s", reads)
+		}
+		wg.Wait()
+
+		// Nor does a ping from before the breaker opened say anything of now.
+		b = New(d, Options{Logger: quiet()})
+		d.answer = slowly(DefaultTimeout-time.Millisecond, nil)
+		for range 2 * probes {
+			wg.Go(func() { _ = b.Ping(t.Context()) })
+		}
+		synctest.Wait()
+		d.answer = answers(errDown)
+		wreck(t, b, get)
+		wg.Wait()
+		if reads, _ := b.States(); reads == Closed {
+			t.Error("pings from before it opened have closed it")
+		}
+	})
+}
+
 // A panic is none of the guard's business, but what it held comes back.
 func TestABackendThatPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
