@@ -71,7 +71,7 @@ var limits = map[store.LimitKind]explanation{
 	store.LimitTotal: {
 		"All places of this site are taken",
 		"A limited number of people may be signed in to this site at once, and that number is reached.",
-		"Wait until somebody has signed out, then sign in again.",
+		"Wait until a place is free, then sign in again. That is when somebody signs out, or has not used this site for a while.",
 	},
 }
 

@@ -172,6 +172,14 @@ var answers = map[coatcheck.Code]answer{
 	},
 }
 
+// signInUnknown is the answer of CodeUnknown to those who come back from the provider. They
+// have no session to be told about, and their address can't be asked for again.
+var signInUnknown = answer{
+	503, slog.LevelError, "You could not be signed in",
+	"You could not be signed in: this site's store of sessions is not answering right now.",
+	"Try again in a few seconds.", actionStart,
+}
+
 // retryAfter is on every 503, in seconds (RFC 9110 §10.2.3): one that differs, so that those
 // who were refused together do not come back together.
 func retryAfter() string { return strconv.Itoa(1 + rand.IntN(3)) }
@@ -193,6 +201,9 @@ func (p *Proxy) render(x *exchange, err error) {
 	a, ok := answers[code]
 	if !ok {
 		a = answers[coatcheck.CodeInternal]
+	}
+	if code == coatcheck.CodeUnknown && x.req.Path == p.Prefix+"/callback" {
+		a = signInUnknown
 	}
 	a, reason := a.explained(err)
 	x.code = code
@@ -235,7 +246,7 @@ func (p *Proxy) errorPage(x *exchange, a answer) page {
 	pg := page{Title: a.title, Text: []string{a.text, a.next}, RequestID: x.id}
 	switch a.action {
 	case actionStart:
-		pg.Actions = []action{{"Sign in again", p.startURL("/"), true}}
+		pg.Actions = []action{{"Sign in again", p.startURL(x.returnTo), true}}
 	case actionReturn:
 		pg.Actions = []action{{"Sign in again", p.startURL(p.goal(x)), true}}
 	case actionReload:

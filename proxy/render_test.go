@@ -1,9 +1,12 @@
 package proxy
 
 import (
+	"errors"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"html"
+	"net/http"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,6 +82,45 @@ func TestUnknownIsNeitherLogoutNorAccess(t *testing.T) {
 	} {
 		if got := answers[code].status; got != want {
 			t.Errorf("%s: status %d, want %d", code, got, want)
+		}
+	}
+}
+
+// TestSignInUnknown: who comes back from the provider while the store is down has no session
+// to be told about, and begins again from a button that keeps the goal where it is known.
+func TestSignInUnknown(t *testing.T) {
+	for call, goal := range map[int]string{1: `"/oauth2/start"`, 2: `"/oauth2/start?rd=%2Fcart%3Fitem%3D7"`} {
+		r := newRig(t)
+		_, alice := r.signedIn(t, "alice")
+		start := r.serveHTTP("GET", "/oauth2/start?rd=%2Fcart%3Fitem%3D7", "")
+		pair, _, _ := strings.Cut(start.Header().Get("Set-Cookie"), ";")
+		back := r.authorize(t, start.Header().Get("Location"), "alice")
+		calls := 0
+		r.store.fault = func() {
+			if calls++; calls == call {
+				r.store.err = errors.New("the store is down")
+			}
+		}
+		w := r.serveHTTP("GET", back, "", http.Header{"Cookie": {pair}}, page200)
+		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("call %d fails: %d, Retry-After %q", call, w.Code, w.Header().Get("Retry-After"))
+		}
+		for _, want := range []string{signInUnknown.title, html.EscapeString(signInUnknown.text), signInUnknown.next, goal + ">Sign in again<"} {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("call %d fails: the page does not say %q:\n%s", call, want, w.Body)
+			}
+		}
+		if !strings.Contains(r.log.String(), `"code":"session_unknown"`) {
+			t.Errorf("call %d fails: the log:\n%s", call, r.log)
+		}
+
+		script := r.serveHTTP("GET", back, "", http.Header{"Cookie": {pair}}, http.Header{"Accept": {"application/json"}})
+		if call == 1 && !strings.Contains(script.Body.String(), signInUnknown.text+" "+signInUnknown.next) {
+			t.Errorf("a script is told %s", script.Body)
+		}
+		elsewhere := r.serveHTTP("GET", "/x", "", alice, page200)
+		if !strings.Contains(elsewhere.Body.String(), "You have not been signed out.") {
+			t.Errorf("elsewhere: %s", elsewhere.Body)
 		}
 	}
 }

@@ -200,6 +200,13 @@ func (s *faultyStore) failure() error {
 	return s.err
 }
 
+func (s *faultyStore) Create(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	return s.Store.Create(ctx, key, value, ttl)
+}
+
 func (s *faultyStore) Get(ctx context.Context, key string) (store.Record, error) {
 	s.gets.Add(1)
 	if err := s.failure(); err != nil {
