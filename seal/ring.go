@@ -106,7 +106,7 @@ func ParseRing(data []byte) (*Ring, error) {
 		r.keys = append(r.keys, k)
 	}
 	if f.IndexKey == "" {
-		return nil, fmt.Errorf("%s: it has no index_key: coatcheck key new makes a ring that has one", op)
+		return nil, fmt.Errorf("%s: it has no index_key: coatcheck key new makes a ring that has one, and with a new ring everybody signs in again: see docs/operations.md, The key ring", op)
 	}
 	index, ok := decodeBase64(f.IndexKey)
 	if !ok || len(index) != keySize {
