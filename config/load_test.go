@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -413,5 +414,32 @@ routes:
 	}
 	if diff := cmp.Diff(want, cfg.Warnings()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestTotalBelowOneUser: a total that one user can use up is worth a word.
+func TestTotalBelowOneUser(t *testing.T) {
+	const want = "session.limits.total: it is reached before per_user or per_app is: one user can take all places"
+	for limits, warned := range map[string]bool{
+		"{total: 2, per_user: 3}":             true,
+		"{total: 2, per_app: 3}":              true,
+		"{total: 3, per_user: 3, per_app: 2}": false,
+		"{total: 2}":                          false,
+		"{per_user: 3}":                       false,
+	} {
+		cfg, err := Parse("coatcheck.yaml", []byte(`
+public_url: https://app.example.com
+session: {limits: `+limits+`}
+providers:
+  - {name: corp, issuer: https://idp.example.com, client_id: web, client_secret_env: SECRET}
+routes:
+  - {path: /, upstream: http://127.0.0.1:8080}
+`))
+		if err != nil {
+			t.Fatal(limits, err)
+		}
+		if got := slices.Contains(cfg.Warnings(), want); got != warned {
+			t.Errorf("%s: warned %v, want %v", limits, got, warned)
+		}
 	}
 }

@@ -163,14 +163,21 @@ func TestReadableTLSKeyIsNoted(t *testing.T) {
 func TestStoreWarnings(t *testing.T) {
 	const (
 		redisURL = "store.redis.url: the connection to another machine is not encrypted: rediss:// is"
+		user     = "store.redis.url: there is no password_file or password_env: the part before @ is a user name, not a password"
 		redis    = "store.redis: the connections to other machines are not encrypted: with tls: {enabled: true} they are"
 		plain    = "store.postgres.url: the connection to another machine may go unencrypted: with sslmode=verify-full it does not, and the server is verified"
 		unknown  = "store.postgres.url: whose server it is that answers on another machine is not verified: with sslmode=verify-full it is"
 	)
+	t.Setenv("TEST_PASSWORD", "hunter2-env")
 	for store, want := range map[string]string{
 		`{driver: redis, redis: {url: "redis://redis.internal"}}`:                                    redisURL,
 		`{driver: redis, redis: {url: "redis://LOCALHOST"}}`:                                         "",
 		`{driver: redis, redis: {url: "rediss://redis.internal"}}`:                                   "",
+		`{driver: redis, redis: {url: "redis://s3cret@localhost/0"}}`:                                user,
+		`{driver: redis, redis: {url: "redis://localhost/0", username: web}}`:                        "",
+		`{driver: redis, redis: {url: "rediss://s3cret@redis.internal/0"}}`:                          user,
+		`{driver: redis, redis: {url: "redis://web@localhost", password_file: words}}`:               "",
+		`{driver: redis, redis: {url: "redis://web@localhost", password_env: TEST_PASSWORD}}`:        "",
 		`{driver: redis, redis: {cluster: {addresses: ["127.0.0.1:1", "a:1"]}}}`:                     redis,
 		`{driver: redis, redis: {sentinel: {addresses: ["127.0.0.1:1", "a:1"], master: m}}}`:         redis,
 		`{driver: redis, redis: {sentinel: {addresses: ["127.0.0.1:1", "Localhost:1"], master: m}}}`: "",

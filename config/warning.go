@@ -29,8 +29,12 @@ func (v *validator) warn() {
 	case DriverPostgres:
 		v.warnPostgres(c.Store.Postgres.URL)
 	}
-	if l := c.Session.Limits; v.given("session.limits.on_limit") && l.PerUser == 0 && l.PerApp == 0 {
+	l := c.Session.Limits
+	if v.given("session.limits.on_limit") && l.PerUser == 0 && l.PerApp == 0 {
 		v.note("session.limits.on_limit: it says who gives way at per_user and per_app, and neither of them is set")
+	}
+	if l.Total > 0 && l.Total < max(l.PerUser, l.PerApp) {
+		v.note("session.limits.total: it is reached before per_user or per_app is: one user can take all places")
 	}
 	if grace := c.Session.OutageGrace; grace > 0 {
 		v.note("session.outage_grace: while a node can't reach the store, it goes on serving the sessions it knows for up to %s, also those that are ended meanwhile", short(grace))
@@ -55,6 +59,9 @@ func (v *validator) warn() {
 }
 
 func (v *validator) warnRedis(r Redis) {
+	if r.Username != "" && !v.given("store.redis.username") && r.PasswordFile == "" && r.PasswordEnv == "" {
+		v.note("store.redis.url: there is no password_file or password_env: the part before @ is a user name, not a password")
+	}
 	if r.TLS.Enabled {
 		return
 	}
