@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -38,7 +39,8 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 	ticker := time.NewTicker(beat)
 	defer ticker.Stop()
 	var heard hearing
-	for interrupted := false; ; {
+	var quiet silence
+	for {
 		asOf, renewed := time.Now(), *s.renewed.Load()
 		now, err := s.hear(ctx, &under)
 		switch {
@@ -50,13 +52,8 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 				feed.Reset()
 			}
 			feed.Current(asOf)
-		case !interrupted:
-			s.log.Warn("the feed of changes is interrupted", "error", stripped(err))
 		}
-		if interrupted && err == nil {
-			s.log.Info("the feed of changes is back")
-		}
-		interrupted = err != nil
+		quiet.log(s.log, asOf, err)
 		select {
 		case <-ticker.C:
 		case <-renewed:
@@ -64,6 +61,34 @@ func (s *Store) Watch(ctx context.Context, beat time.Duration, feed store.Feed) 
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// tolerance is how long nothing is heard before that is worth a line in the log: a
+// connection that is new is reason to ask again, and no more.
+const tolerance = time.Second
+
+// A silence is a time in which nothing is heard. The log is told once of each that lasts.
+type silence struct {
+	began time.Time // zero while something is heard
+	told  bool
+}
+
+// log takes what became of a question that was put at asked.
+func (q *silence) log(log *slog.Logger, asked time.Time, err error) {
+	if err == nil {
+		if q.told {
+			log.Info("the feed of changes is back")
+		}
+		*q = silence{}
+		return
+	}
+	if q.began.IsZero() {
+		q.began = asked
+	}
+	if !q.told && time.Since(q.began) >= tolerance {
+		q.told = true
+		log.Warn("the feed of changes is interrupted", "error", stripped(err))
 	}
 }
 

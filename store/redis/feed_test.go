@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
@@ -318,6 +319,48 @@ func TestFeedOnANewConnection(t *testing.T) {
 		return e.change("k", func() error { return there.Delete(ctx, "k") }) == nil
 	})
 	e.waitCurrent() // and judges
+}
+
+// The log is told once of an interruption that lasts, and once of its end. A connection
+// that is replaced is none.
+func TestFeedLog(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	var log logged
+	s := open(t, Options{URL: server.URL(), Timeout: 300 * time.Millisecond, Logger: log.logger()})
+	e := listen(t, s, testBeat)
+	server.Must("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	e.waitCurrent()
+	if log.String() != "" {
+		t.Errorf("a connection that was replaced is logged:\n%s", log.String())
+	}
+	const begin, end = "level=WARN msg=\"the feed of changes is interrupted\"", "level=INFO msg=\"the feed of changes is back\""
+	server.Pause()
+	eventually(t, "it is logged", func() bool { return strings.Contains(log.String(), begin) })
+	time.Sleep(4 * testBeat)
+	server.Resume()
+	eventually(t, "its end is logged", func() bool { return strings.Contains(log.String(), end) })
+	e.waitCurrent()
+	if strings.Count(log.String(), "\n") != 2 {
+		t.Errorf("log:\n%s", log.String())
+	}
+}
+
+// What is short is not worth a line, however often it comes.
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logged
+		var q silence
+		for range 5 {
+			for range 2 {
+				q.log(log.logger(), time.Now(), errReconnected)
+				time.Sleep(tolerance - 1)
+			}
+			q.log(log.logger(), time.Now(), nil)
+		}
+		if log.String() != "" {
+			t.Errorf("log:\n%s", log.String())
+		}
+	})
 }
 
 // A server that hangs is not heard. When it goes on, or the connection was given up,

@@ -22,6 +22,7 @@ func TestPlaces(t *testing.T) {
 		Config:   []string{"user app on >app-" + password + " ~app:* +@read +@write +@scripting +@connection"},
 	})
 	app := strings.Replace(server.URL(), "redis://", "redis://app@", 1)
+	const fix = "set store.redis.username and password_file"
 	for _, tc := range []struct {
 		name  string
 		opts  Options
@@ -41,8 +42,15 @@ func TestPlaces(t *testing.T) {
 		{"user of the url, overridden", Options{URL: app, Username: "nobody", Password: "app-" + password}, "", "WRONGPASS"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			var log logged
+			tc.opts.Logger = log.logger()
 			s := open(t, tc.opts)
 			err := s.Ping(t.Context())
+			if tc.fails == "NOAUTH" || tc.fails == "WRONGPASS" {
+				if !strings.Contains(log.String(), fix) || !strings.Contains(fmt.Sprint(err), fix) {
+					t.Errorf("Ping: %v, log: %s; want the settings", err, log.String())
+				}
+			}
 			if tc.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), tc.fails) || strings.Contains(err.Error(), password) {
 					t.Errorf("Ping: %v, want %s", err, tc.fails)

@@ -133,12 +133,20 @@ func wrap(op string, err error) error {
 // can't write to its disk, or has too few replicas.
 var refusals = []string{"OOM ", "MISCONF ", "NOREPLICAS "}
 
+// strangers begin what a server says to who has not told it the password, or a wrong one.
+var strangers = []string{"NOAUTH ", "WRONGPASS "}
+
 func stripped(err error) error {
 	if e, ok := rueidis.IsRedisErr(err); ok {
 		said, _, _ := strings.Cut(e.Error(), ", with args")
 		for _, refusal := range refusals {
 			if strings.HasPrefix(said, refusal) {
 				return fmt.Errorf("%w: %s", store.ErrRefused, said)
+			}
+		}
+		for _, stranger := range strangers {
+			if strings.HasPrefix(said, stranger) {
+				return fmt.Errorf("%s: set store.redis.username and password_file (those of store.redis.sentinel for Sentinels)", said)
 			}
 		}
 		return errors.New(said)
