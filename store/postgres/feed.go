@@ -50,19 +50,31 @@ const (
 	longestPause  = 500 * time.Millisecond
 )
 
-// listen listens until ctx ends, and returns its error.
+// listen listens until ctx ends, and returns its error. The log is told when the first of
+// all ears no longer hears, and when the last one hears again.
 func (s *Store) listen(ctx context.Context, e ear) error {
-	pause := shortestPause
+	pause, deaf := shortestPause, false
+	defer func() {
+		if deaf {
+			s.deaf.Add(-1)
+		}
+	}()
+	heard := func() {
+		pause = shortestPause
+		if deaf && s.deaf.Add(-1) == 0 {
+			s.log.Info("the feed of changes is back")
+		}
+		deaf = false
+	}
 	for ctx.Err() == nil {
-		heard := false
-		err := s.listenOnce(ctx, e, &heard)
+		err := s.listenOnce(ctx, e, heard)
 		if ctx.Err() != nil {
 			break
 		}
-		if heard {
-			pause = shortestPause
+		if !deaf && s.deaf.Add(1) == 1 {
+			s.log.Warn("the feed of changes is interrupted", "error", s.fitness(err))
 		}
-		s.log.Warn("store/postgres: listening again", "channel", e.channel, "error", err)
+		deaf = true
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause + rand.N(pause)):
@@ -72,7 +84,8 @@ func (s *Store) listen(ctx context.Context, e ear) error {
 	return ctx.Err()
 }
 
-func (s *Store) listenOnce(ctx context.Context, e ear, heard *bool) error {
+// listenOnce listens until it no longer can. It calls heard each time it is sure to hear.
+func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
 	conn, err := pgx.ConnectConfig(ctx, s.config.Copy())
 	if err != nil {
 		return err
@@ -110,7 +123,7 @@ func (s *Store) listenOnce(ctx context.Context, e ear, heard *bool) error {
 				e.hear(n)
 			}
 		}
-		*heard = true
+		heard()
 		e.current(asOf)
 		for {
 			n, err := next(ctx, conn, asOf.Add(e.beat))

@@ -142,6 +142,48 @@ func TestFeedBreaks(t *testing.T) {
 	f.done()
 }
 
+// The log is told once that the server is gone, however many listen and however often they
+// try, and once that it is back.
+func TestFeedLog(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	proxy := testenv.StartProxy(t, server.Addr())
+	s := openAll(t, Options{URL: server.URL()}, 1)[0]
+	var log logged
+	cut := open(t, Options{
+		URL:    strings.Replace(server.URL(), server.Addr(), proxy.Addr(), 1) + "&search_path=" + s.schema,
+		Logger: log.logger(),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	f := watch(ctx, t, cut)
+	ready, ended := make(chan struct{}), make(chan error)
+	go func() { ended <- cut.Follow(ctx, func() { close(ready) }, func([]byte) {}) }()
+	f.waitCurrent()
+	<-ready
+	for n := 1; n <= 2; n++ {
+		proxy.Cut()
+		eventually(t, "both notice", func() error {
+			if n := cut.deaf.Load(); n != 2 {
+				return fmt.Errorf("%d do", n)
+			}
+			return nil
+		})
+		time.Sleep(2 * longestPause) // and try again
+		proxy.Restore()
+		log.wait(t, "level=INFO msg=\"the feed of changes is back\"", n)
+		log.wait(t, "level=WARN msg=\"the feed of changes is interrupted\"", n)
+		log.wait(t, "\n", 2*n)
+	}
+	proxy.Cut()
+	log.wait(t, "level=WARN", 3)
+	cancel()
+	f.done()
+	<-ended
+	if n := cut.deaf.Load(); n != 0 {
+		t.Errorf("%d are deaf of none", n)
+	}
+}
+
 // A follower who was cut off hears later what it has missed: also what was written before
 // the cut and committed after it, and more than a page of it.
 func TestFollowCatchesUp(t *testing.T) {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -32,31 +33,50 @@ const howTo = `run "coatcheck store migrate --config FILE"`
 // Ping implements store.Store. It says so when the schema is missing, older than this
 // program needs, or of a newer generation.
 func (s *Store) Ping(ctx context.Context) error {
-	return s.read(ctx, "ping", func(ctx context.Context, conn *pgx.Conn) error {
+	err := s.read(ctx, "ping", func(ctx context.Context, conn *pgx.Conn) error {
 		var version int64
 		var found bool
 		err := conn.QueryRow(ctx, `
 			SELECT coalesce(max(version_id), 0), EXISTS (SELECT FROM records WHERE key = '') FROM `+versions).
 			Scan(&version, &found)
-		switch {
-		case hasCode(err, codeNoTable, codeNoSchema):
-			return fmt.Errorf("there is no schema %s, or it lacks our tables: %s", s.schema, howTo)
-		case hasCode(err, codeNoRight):
-			return fmt.Errorf("user %s lacks rights on the tables of schema %s: %w", s.config.User, s.schema, err)
-		case err != nil:
+		if err != nil {
 			return err
 		}
 		return compatible(version)
 	})
+	if err == nil && s.unfit.Swap(false) {
+		s.log.Info("store/postgres: the schema is as it must be", "schema", s.schema)
+	}
+	return err
+}
+
+// An unfitError says what is wrong with the schema, and what to do.
+type unfitError struct{ error }
+
+func (e unfitError) Unwrap() error { return e.error }
+
+// fitness says of an error that comes of the schema what is wrong with that. The log is
+// told of the first one, and by Ping when it is over.
+func (s *Store) fitness(err error) error {
+	switch {
+	case hasCode(err, codeNoTable, codeNoSchema):
+		err = unfitError{fmt.Errorf("there is no schema %s, or it lacks our tables: %s", s.schema, howTo)}
+	case hasCode(err, codeNoRight):
+		err = unfitError{fmt.Errorf("user %s lacks rights on the tables of schema %s: %w", s.config.User, s.schema, err)}
+	}
+	if errors.As(err, new(unfitError)) && !s.unfit.Swap(true) {
+		s.log.Warn("store/postgres: the schema is not as it must be", "error", err)
+	}
+	return err
 }
 
 func compatible(version int64) error {
 	const generation = 100
 	switch {
 	case version < schemaVersion:
-		return fmt.Errorf("the schema has version %d and this program needs %d: %s", version, schemaVersion, howTo)
+		return unfitError{fmt.Errorf("the schema has version %d and this program needs %d: %s", version, schemaVersion, howTo)}
 	case version/generation > schemaVersion/generation:
-		return fmt.Errorf("the schema has version %d, which this program is too old for", version)
+		return unfitError{fmt.Errorf("the schema has version %d, which this program is too old for", version)}
 	}
 	return nil
 }

@@ -55,6 +55,30 @@ func TestMigrate(t *testing.T) {
 		}
 	})
 
+	// A node that serves says it by itself, once; so do its calls.
+	t.Run("Log", func(t *testing.T) {
+		var log logged
+		s := open(t, Options{URL: inSchema(server.URL()), Logger: log.logger()})
+		log.wait(t, "level=WARN", 1)
+		for step, err := range everything(t.Context(), s) {
+			if err == nil || !strings.Contains(err.Error(), howTo) || strings.Contains(err.Error(), codeNoTable) {
+				t.Errorf("%s: %v, want what to do", step, err)
+			}
+		}
+		must(t, s.Migrate(t.Context()))
+		for range 2 {
+			wantPing(t, s, "")
+		}
+		log.wait(t, "level=INFO", 1)
+		exec(t, admin, fmt.Sprintf("UPDATE %s.%s SET version_id = 0", s.schema, versions))
+		for range 2 {
+			wantPing(t, s, howTo)
+		}
+		log.wait(t, "level=WARN", 2)
+		log.wait(t, "coatcheck store migrate --config FILE", 2)
+		log.wait(t, "\n", 3)
+	})
+
 	t.Run("AtOnce", func(t *testing.T) {
 		url := inSchema(server.URL())
 		errs := make(chan error)

@@ -24,6 +24,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -44,6 +45,8 @@ type Store struct {
 	log     *slog.Logger
 	stop    context.CancelFunc // ends the reaper
 	reaper  sync.WaitGroup
+	unfit   atomic.Bool  // the log was told that the schema is; see fitness
+	deaf    atomic.Int32 // how many ears don't hear
 }
 
 // Open returns a Store. Only wrong options are an error: a server that can't be reached,
@@ -132,7 +135,7 @@ func (s *Store) run(ctx context.Context, do statement) (lost bool, err error) {
 	deadline, _ := ctx.Deadline()
 	sent, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
-	err = do(sent, conn.Conn())
+	err = s.fitness(do(sent, conn.Conn()))
 	return err != nil && conn.Conn().IsClosed() && sent.Err() == nil, err
 }
 

@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -24,6 +26,37 @@ func open(t testing.TB, opts Options) *Store {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	return s
+}
+
+// logged is what a Store wrote to its log.
+type logged struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logged) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *logged) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// wait waits until the log has a text so many times, and no more.
+func (l *logged) wait(t testing.TB, text string, times int) {
+	t.Helper()
+	eventually(t, "the log", func() error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		n := strings.Count(l.b.String(), text)
+		if n > times {
+			t.Fatalf("%q is logged %d times, want %d:\n%s", text, n, times, l.b.String())
+		}
+		if n < times {
+			return fmt.Errorf("%q is there %d times, want %d:\n%s", text, n, times, l.b.String())
+		}
+		return nil
+	})
 }
 
 // schemas tells the tests' schemas apart.

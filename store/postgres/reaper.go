@@ -20,13 +20,18 @@ const (
 )
 
 // reap removes what nobody needs until ctx ends: records that have expired, leases
-// likewise, and old events.
+// likewise, and old events. It pings first, so that the log is told of a schema that is not
+// as it must be whoever else asks. Of a server that does not answer the feed tells.
 func (s *Store) reap(ctx context.Context) {
+	_ = s.Ping(ctx)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(reapEvery/2 + rand.N(reapEvery)):
+		}
+		if s.Ping(ctx) != nil {
+			continue
 		}
 		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("store/postgres: what has expired stays for now", "error", err)
