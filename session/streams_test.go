@@ -82,7 +82,6 @@ func TestStreamsExpire(t *testing.T) {
 		value := r.signIn("alice")
 		var e ear
 		defer r.wantUser("alice", value).Watch(e.ended)()
-		begun := time.Now()
 		time.Sleep(idle / 2)
 		r.wantUser("alice", value)
 		time.Sleep(idle - 1)
@@ -91,7 +90,7 @@ func TestStreamsExpire(t *testing.T) {
 		e.want(t, "after it", ErrInvalid)
 
 		value = r.signIn("alice")
-		begun = time.Now()
+		begun := time.Now()
 		var deadline ear
 		defer r.wantUser("alice", value).Watch(deadline.ended)()
 		for time.Since(begun) < 2*idle-time.Minute {
