@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"strconv"
+	"slices"
 	"testing"
 	"time"
 
@@ -305,6 +306,9 @@ func beginPatience(t testing.TB, h RegistryHarness) (finish func(t testing.TB, c
 		}
 		for len(all) < len(want) && time.Now().Before(late) {
 			for id, e := range r.reap() {
+				if id == "expired" && !slices.Contains(want, id) && time.Since(claiming) > store.ClaimLife-grain {
+					continue // the sections took so long; it is claimed for another ClaimLife
+				}
 				if since := time.Since(from); since < patience-grain {
 					r.Errorf("Reap handed out %s after %s, before %s", id, since, patience)
 				}
@@ -326,7 +330,10 @@ func beginPatience(t testing.TB, h RegistryHarness) (finish func(t testing.TB, c
 		if !claims {
 			return
 		}
-		// Nobody acknowledged this one.
+		// Nobody acknowledged this one. Where it was handed out above, it is once more.
+		if time.Since(claimed) > store.ClaimLife {
+			claimed = time.Now()
+		}
 		all = until(rolls(t, opened)[0], claiming, claimed, store.ClaimLife, "expired")
 		wantSame(t, "Reap", all["expired"], expired)
 		if got := all["expired"].Ending; got != store.ReasonExpired {
