@@ -1,8 +1,8 @@
 package storetest
 
 import (
-	"strconv"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
