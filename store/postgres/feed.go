@@ -88,7 +88,7 @@ func (s *Store) listen(ctx context.Context, e ear) error {
 func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
 	conn, err := pgx.ConnectConfig(ctx, s.config.Copy())
 	if err != nil {
-		return err
+		return attempts{err}
 	}
 	defer s.hangUp(conn)
 	own := fmt.Sprintf("coatcheck_beat_%016x", rand.Uint64())

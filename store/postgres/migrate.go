@@ -95,7 +95,7 @@ func (s *Store) migrate(ctx context.Context) error {
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return err
+		return attempts{err}
 	}
 	// The lock ends with the connection.
 	defer s.hangUp(conn)

@@ -51,6 +51,28 @@ func TestServerDownAtOpen(t *testing.T) {
 	eventually(t, "Ping after the server came", func() error { return s.Ping(t.Context()) })
 }
 
+// A server is tried with TLS and without. What comes to the same is said once, in a line.
+func TestConnectErrors(t *testing.T) {
+	t.Parallel()
+	var log logged
+	s := open(t, Options{URL: "postgres://user@127.0.0.1:1/db?sslmode=prefer", Logger: log.logger()})
+	ctx, cancel := context.WithCancel(t.Context())
+	f := watch(ctx, t, s)
+	log.wait(t, "connection refused", 1)
+	cancel()
+	f.done()
+	for op, err := range map[string]error{"ping": s.Ping(t.Context()), "migrate": s.Migrate(t.Context())} {
+		var cause *net.OpError
+		if n := strings.Count(fmt.Sprint(err), "connection refused"); n != 1 || strings.Contains(err.Error(), "\n") || !errors.As(err, &cause) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	a := attempts{errors.New("failed:\n\ta: refused\n\ta: refused\n\tb: timeout")}
+	if a.Error() != "failed: a: refused; b: timeout" {
+		t.Error(a)
+	}
+}
+
 // Each call has a deadline of its own, whatever the caller's, and an error that names it
 // and no data.
 func TestCallsTimeOut(t *testing.T) {

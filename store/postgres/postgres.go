@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,7 +128,7 @@ func (s *Store) run(ctx context.Context, do statement) (lost bool, err error) {
 	}
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return false, err
+		return false, attempts{err}
 	}
 	defer conn.Release()
 	// A caller that leaves must not cost a connection: its statement takes a moment to
@@ -158,6 +159,20 @@ const (
 func hasCode(err error, codes ...string) bool {
 	var e *pgconn.PgError
 	return errors.As(err, &e) && slices.Contains(codes, e.Code)
+}
+
+// An attempts is the error of connecting. pgx tells of each attempt in a line of its own;
+// those that failed alike, with TLS and without, are told as one.
+type attempts struct{ error }
+
+func (a attempts) Unwrap() error { return a.error }
+
+func (a attempts) Error() string {
+	lines := slices.Compact(strings.Split(a.error.Error(), "\n\t"))
+	if len(lines) == 1 {
+		return lines[0]
+	}
+	return lines[0] + " " + strings.Join(lines[1:], "; ")
 }
 
 // wrap names op in an error, unless the error is an outcome.
