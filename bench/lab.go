@@ -5,10 +5,12 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -130,6 +132,41 @@ func (l *lab) startRedis(ctx context.Context) (*process, error) {
 	_, port, _ := strings.Cut(address, ":")
 	return l.start(ctx, "redis-server", listening(address),
 		path, "--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no")
+}
+
+// idleCommands returns how many commands a second Redis processes without any request: all
+// nodes make sure that they hear of changes, and look for what has expired.
+func (l *lab) idleCommands(ctx context.Context) (float64, error) {
+	before, err := l.redisCommands(ctx)
+	if err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	if err := pause(ctx, 2*time.Second); err != nil {
+		return 0, err
+	}
+	after, err := l.redisCommands(ctx)
+	return float64(after-before) / time.Since(begun).Seconds(), err
+}
+
+// redisCommands returns how many commands Redis has processed, those of scripts included.
+func (l *lab) redisCommands(ctx context.Context) (int64, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", l.redis)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "INFO stats\r\nQUIT\r\n"); err != nil {
+		return 0, err
+	}
+	text, err := io.ReadAll(conn)
+	if err != nil {
+		return 0, err
+	}
+	_, count, _ := strings.Cut(string(text), "total_commands_processed:")
+	count, _, _ = strings.Cut(count, "\r\n")
+	return strconv.ParseInt(count, 10, 64)
 }
 
 // startProvider starts the provider for nodes at these addresses.

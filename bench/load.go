@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"strconv"
 	"sync"
@@ -16,7 +17,8 @@ import (
 // It speaks just enough HTTP/1.1 to be light beside what it measures, and takes every
 // answer that is not exactly the expected one for a failure of the whole measurement.
 type load struct {
-	requests [][]byte // sent in turn
+	requests [][]byte // sent in turn, or
+	random   bool     // at random
 	status   int      // of every answer
 	body     int64    // its Content-Length
 	conns    []*connection
@@ -66,7 +68,11 @@ func (l *load) send(ctx context.Context, n int) error {
 	for i, c := range conns {
 		all.Go(func() {
 			for j := i; j < n; j += len(conns) {
-				if err := l.exchange(c, l.requests[j%len(l.requests)]); err != nil {
+				next := j % len(l.requests)
+				if l.random {
+					next = rand.IntN(len(l.requests))
+				}
+				if err := l.exchange(c, l.requests[next]); err != nil {
 					fail(err) // one failure spoils the measurement, so it ends all
 					return
 				}

@@ -43,13 +43,14 @@ type settings struct {
 	Requests    int `json:"requests"` // per run and target
 	Connections int `json:"connections"`
 	Sessions    int `json:"sessions"`
+	AtRandom    int `json:"sessions_at_random"`
 	Starts      int `json:"starts"`           // per store
 	Crowd       int `json:"open_connections"` // while memory under load is read
 }
 
 var (
-	full  = settings{Runs: 5, Requests: 20_000, Connections: 64, Sessions: 1000, Starts: 5, Crowd: 256}
-	quick = settings{Runs: 1, Requests: 1000, Connections: 16, Sessions: 10, Starts: 1, Crowd: 32}
+	full  = settings{Runs: 5, Requests: 20_000, Connections: 64, Sessions: 1000, AtRandom: 10_000, Starts: 5, Crowd: 256}
+	quick = settings{Runs: 1, Requests: 1000, Connections: 16, Sessions: 10, AtRandom: 20, Starts: 1, Crowd: 32}
 )
 
 // run measures and writes result.json and RESULT.md.

@@ -48,7 +48,7 @@ func authLoad(address string, cookies []string) *load {
 // processor times, then memory under load.
 func (l *lab) measure(ctx context.Context) (*result, error) {
 	r := l.newResult(ctx)
-	addresses := make([]string, 3)
+	addresses := make([]string, 4)
 	for i := range addresses {
 		var err error
 		if addresses[i], err = freePort(); err != nil {
@@ -98,13 +98,20 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 		name: "empty handler", process: empty, address: emptyAddress,
 		load: authLoad(emptyAddress, sqliteCookies),
 	}
+	crowded, crowdedCookies, err := l.startSignedIn(ctx, nodeOptions{name: "crowded", store: redis, address: addresses[3]}, l.AtRandom)
+	if err != nil {
+		return nil, err
+	}
 	many := fmt.Sprintf(", %d sessions", l.Sessions)
+	atRandom := pageLoad(crowded.address, crowdedCookies)
+	atRandom.random = true
 	targets := []*target{
 		barePages,
 		{name: sqlite + ", 1 session", against: barePages, process: onSQLite.process, address: onSQLite.address, load: pageLoad(onSQLite.address, sqliteCookies[:1])},
 		{name: sqlite + many, against: barePages, process: onSQLite.process, address: onSQLite.address, load: pageLoad(onSQLite.address, sqliteCookies)},
 		{name: redis + ", 1 session", against: barePages, process: onRedis.process, store: redisServer, address: onRedis.address, load: pageLoad(onRedis.address, redisCookies[:1])},
 		{name: redis + many, against: barePages, process: onRedis.process, store: redisServer, address: onRedis.address, load: pageLoad(onRedis.address, redisCookies)},
+		{name: redis + fmt.Sprintf(", %d sessions at random", l.AtRandom), against: barePages, process: crowded.process, store: redisServer, address: crowded.address, load: atRandom},
 		{name: sqlite + ", 1 session, access log off", against: barePages, process: silent.process, address: silent.address, load: pageLoad(silent.address, silentCookies)},
 		emptyAnswers,
 		{name: "/oauth2/auth, " + sqlite + many, against: emptyAnswers, process: onSQLite.process, address: onSQLite.address, load: authLoad(onSQLite.address, sqliteCookies)},
@@ -166,7 +173,18 @@ func (l *lab) measureTarget(ctx context.Context, t *target) error {
 	if err := t.load.open(ctx, t.address, l.Connections); err != nil {
 		return err
 	}
+	random := t.load.random
+	t.load.random = false // warming up reaches every session
 	if err := t.load.send(ctx, max(l.Requests/10, len(t.load.requests))); err != nil {
+		return err
+	}
+	t.load.random = random
+	idle, err := l.idleCommands(ctx)
+	if err != nil {
+		return err
+	}
+	commandsBefore, err := l.redisCommands(ctx)
+	if err != nil {
 		return err
 	}
 	before, storeBefore, err := t.cpu()
@@ -186,7 +204,13 @@ func (l *lab) measureTarget(ctx context.Context, t *target) error {
 	t.result.CPU = append(t.result.CPU, perRequest(after-before))
 	t.result.Rate = append(t.result.Rate, float64(l.Requests)/took.Seconds())
 	if t.store != nil {
+		commands, err := l.redisCommands(ctx)
+		if err != nil {
+			return err
+		}
 		t.result.StoreCPU = append(t.result.StoreCPU, perRequest(storeAfter-storeBefore))
+		more := float64(commands-commandsBefore) - idle*took.Seconds()
+		t.result.StoreCommands = append(t.result.StoreCommands, max(more, 0)/float64(l.Requests))
 	}
 	return nil
 }
