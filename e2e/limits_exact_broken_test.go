@@ -119,13 +119,15 @@ func TestBrokenStoresAreRejected(t *testing.T) {
 	}
 }
 
-// paced is a backend whose calls take a while, as those of a server do.
+// paced is a backend whose calls take a while, as those of a server do; an answer to a read
+// is also on its way for a while.
 type paced struct{ store.Backend }
 
 const pace = time.Millisecond
 
 func (p paced) Get(ctx context.Context, key string) (store.Record, error) {
 	time.Sleep(pace)
+	defer time.Sleep(pace)
 	return p.Backend.Get(ctx, key)
 }
 

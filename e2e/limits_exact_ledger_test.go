@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -71,10 +72,10 @@ func (l *ledger) look(t testing.TB) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.gone == nil {
+		l.gone = make(map[string]bool)
+	}
 	for _, s := range over {
-		if l.gone == nil {
-			l.gone = make(map[string]bool)
-		}
 		l.gone[s.cookie] = true
 	}
 	l.current = slices.DeleteFunc(l.current, func(s sitting) bool { return l.gone[s.cookie] })
@@ -111,13 +112,14 @@ func (l *ledger) exceeded(usable []sitting) error {
 func (l *ledger) review(t testing.TB) (usable []sitting, err error) {
 	t.Helper()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range l.held {
+	held, gone := slices.Clone(l.held), maps.Clone(l.gone)
+	l.mu.Unlock()
+	for _, s := range held {
 		ok, err := l.judges[rand.IntN(len(l.judges))].usable(s)
 		if err != nil {
 			return nil, err
 		}
-		if ok && l.gone[s.cookie] {
+		if ok && gone[s.cookie] {
 			t.Errorf("a session of %s is back", s.user)
 		}
 		if ok {
@@ -132,5 +134,7 @@ func (l *ledger) review(t testing.TB) (usable []sitting, err error) {
 
 // report says what was seen.
 func (l *ledger) report() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return fmt.Sprintf("%d acknowledged, looked at %d times, at most %d could be used at once", len(l.held), l.looks, l.most)
 }
