@@ -250,6 +250,9 @@ func TestSuiteRejectsBrokenJournals(t *testing.T) {
 			return all(takesCancelForAppended{j}, nodes)
 		}, "JournalCancelled"},
 	} {
+		if raceDetected && tc.name == "keeps its input" {
+			continue
+		}
 		t.Run(tc.name, func(t *testing.T) {
 			bubbled(t, func(t *testing.T) {
 				h := JournalHarness{Open: func(t testing.TB, nodes int) []store.Journal {
