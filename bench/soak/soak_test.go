@@ -20,7 +20,7 @@ import (
 )
 
 var (
-	stores   = flag.String("stores", "redis,postgres,sqlite", "`list` of stores")
+	stores   = flag.String("stores", "redis,postgres", "`list` of stores: redis, postgres, sqlite")
 	sessions = flag.Int("sessions", 1000, "`number` of sessions")
 	seed     = flag.Uint64("seed", 0, "`number` that decides what people do and when nodes die (0: a new one)")
 	idle     = flag.Duration("idle", 6*time.Second, "the idle timeout of a session")
