@@ -14,7 +14,6 @@ import (
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/store"
-	"github.com/coatcheck/coatcheck/store/memory"
 )
 
 // Expiry: whichever node comes along finishes it, records it and forgets it.
