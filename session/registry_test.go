@@ -124,7 +124,7 @@ func TestListed(t *testing.T) {
 	if all != 2 {
 		t.Errorf("%d sessions in all", all)
 	}
-	// A-T5, and other people's names.
+	// A-K1, A-K2, A-K3, A-K4: names are literal, so nobody else is found, or signed out. A-T5.
 	for _, q := range []Query{
 		{Issuer: "https://idp.example", Subject: "alice*"},
 		{Issuer: "https://idp.example", Subject: "a?ice"},

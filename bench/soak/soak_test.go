@@ -49,6 +49,7 @@ const (
 	moreResident    = 96 << 20 // bytes, not judged under the race detector
 )
 
+// TestSoak is A-Z11: in the end neither the store nor a node holds more than at the start.
 func TestSoak(t *testing.T) {
 	program := build(t)
 	var keeping sync.Mutex // of the files
