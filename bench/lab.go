@@ -22,6 +22,7 @@ type lab struct {
 	settings
 	dir      string
 	binary   string // coatcheck
+	hot      bool   // only hot sessions in Redis are measured
 	issuer   string
 	app      string // URL
 	redis    string // address; "" until it runs

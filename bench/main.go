@@ -61,6 +61,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	runs := flags.Int("runs", 0, "`number` of interleaved runs (5)")
 	requests := flags.Int("requests", 0, "`number` of requests per run and target (20000)")
 	out := flags.String("out", "bench", "`folder` for result.json and RESULT.md")
+	hot := flags.Bool("hot", false, "measure hot sessions in Redis only, and write no files")
 	profiles := flags.String("profile", "", "`folder` for profiles of coatcheck; their top functions are printed, and nothing else is measured")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -84,7 +85,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	l := &lab{dir: dir, settings: s, progress: stderr}
+	if *hot {
+		s.AtRandom = 1
+	}
+	l := &lab{dir: dir, settings: s, hot: *hot, progress: stderr}
 	defer l.stop()
 	if err := l.build(ctx); err != nil {
 		return err
@@ -95,6 +99,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	r, err := l.measure(ctx)
 	if err != nil {
 		return err
+	}
+	if *hot {
+		return r.table(stdout)
 	}
 	if err := r.write(filepath.Join(*out, "result.json"), filepath.Join(*out, "RESULT.md")); err != nil {
 		return err

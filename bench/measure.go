@@ -65,8 +65,10 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 	if err := l.startProvider(ctx, addresses...); err != nil {
 		return nil, err
 	}
-	if err := l.measureStarts(ctx, r); err != nil {
-		return nil, err
+	if !l.hot {
+		if err := l.measureStarts(ctx, r); err != nil {
+			return nil, err
+		}
 	}
 
 	bare, bareAddress, err := l.role(ctx, roleBare, l.app)
@@ -117,6 +119,9 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 		{name: "/oauth2/auth, " + sqlite + many, against: emptyAnswers, process: onSQLite.process, address: onSQLite.address, load: authLoad(onSQLite.address, sqliteCookies)},
 		{name: "/oauth2/auth, " + redis + many, against: emptyAnswers, process: onRedis.process, store: redisServer, address: onRedis.address, load: authLoad(onRedis.address, redisCookies)},
 	}
+	if l.hot {
+		targets = []*target{barePages, targets[3], targets[4]}
+	}
 	for i := range l.Runs {
 		l.say("run %d of %d", i+1, l.Runs)
 		for j := range targets {
@@ -131,6 +136,9 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 		r.add(t)
 	}
 
+	if l.hot {
+		return r, nil
+	}
 	l.say("memory under load")
 	for _, t := range []*target{barePages, targets[2], targets[4]} {
 		peak, err := l.measureCrowd(ctx, t)

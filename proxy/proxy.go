@@ -7,6 +7,7 @@ package proxy
 
 import (
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -27,7 +28,7 @@ import (
 )
 
 // Options are one configuration, wired and ready to serve. All of it is required but
-// Trusted. A Proxy never changes it.
+// Trusted and AccessLog. A Proxy never changes it.
 type Options struct {
 	// PublicURL is where browsers find us. It alone says what is https and which host
 	// is ours (invariant 14).
@@ -50,8 +51,9 @@ type Options struct {
 	// BodyTimeout bounds the wait for a body that no app gets: of a form of ours, or of a
 	// request that is refused. How long an upload to an app takes is not bounded.
 	BodyTimeout time.Duration
-	// AccessLog writes a line for each request.
-	AccessLog bool
+	// AccessLog takes a line for each request, in one Write, by many goroutines at once;
+	// nil: none are written.
+	AccessLog io.Writer
 }
 
 // A Route is what the configuration says of a host and path.
@@ -241,32 +243,10 @@ func (p *Proxy) finish(x *exchange) {
 		status = http.StatusOK // net/http's answer to a handler that wrote nothing
 	}
 	p.Metrics.Request(x.routeName(), status, took)
-	if p.AccessLog {
-		p.Logger.LogAttrs(x.r.Context(), slog.LevelInfo, "request",
-			slog.String("request_id", x.id),
-			slog.String("client", x.client.ip),
-			slog.String("method", x.r.Method),
-			slog.String("host", legible(x.r.Host)),
-			slog.String("path", legible(x.r.URL.Path)), // never the query: codes and states come in it
-			slog.String("route", x.routeName()),
-			slog.Int("status", status),
-			slog.String("code", string(x.code)),
-			slog.Int64("bytes", x.w.bytes),
-			slog.Float64("ms", float64(took.Microseconds())/1000),
-			slog.String("session", x.ref()),
-			unverified(x.unverified),
-			slog.String("user_agent", legible(x.r.UserAgent())))
+	if p.AccessLog != nil {
+		accessLog{p.AccessLog}.write(x, status, took)
 	}
 	if v == http.ErrAbortHandler {
 		panic(v) // net/http then closes the connection
 	}
-}
-
-// unverified is in the access log's line only where there is something to say; handlers
-// leave out the zero Attr.
-func unverified(seconds int) slog.Attr {
-	if seconds == 0 {
-		return slog.Attr{}
-	}
-	return slog.Int("unverified", seconds)
 }

@@ -102,7 +102,7 @@ func newRig(t *testing.T) *rig {
 			Tombstones: time.Hour, CacheSize: 1 << 20,
 		}),
 		SignIn: signIn, Returns: returns, Ring: ring, Store: r.store,
-		Metrics: metrics.New("test", func() int { return 0 }, func() int64 { return 0 }), Logger: logger, AccessLog: true,
+		Metrics: metrics.New("test", func() int { return 0 }, func() int64 { return 0 }), Logger: logger, AccessLog: r.log,
 	})
 	return r
 }

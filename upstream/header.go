@@ -116,6 +116,7 @@ const (
 	headerHost      = "X-Forwarded-Host"
 	headerProto     = "X-Forwarded-Proto"
 	headerRealIP    = "X-Real-Ip"
+	usualFields     = 8  // how many of them there mostly are
 	maxFields       = 14 // those, HeaderUnverified, the four of IdentityHeaders, and three of HTTP's
 )
 
@@ -221,7 +222,7 @@ func foldName(name string) string {
 // those between the client and us and those that are ours to set, and then ours.
 func (ex *exchange) header(in http.Header) http.Header {
 	u, c := ex.up, ex.call
-	out := make(http.Header, len(in)+maxFields)
+	out := make(http.Header, len(in)+usualFields)
 	for name, values := range in {
 		if hopByHop(name) || u.guard.has(name) || c.MethodGuarded && overrides.has(name) {
 			continue

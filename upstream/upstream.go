@@ -162,7 +162,7 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 		// than HTTP/1 have nothing to enable.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
-	proxy := httputil.ReverseProxy{
+	ex.proxy = httputil.ReverseProxy{
 		Rewrite:        ex.rewrite,
 		ModifyResponse: ex.modify,
 		ErrorHandler:   ex.fail,
@@ -175,7 +175,8 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 	// (RFC 9110 §6.5.1), and an app might find names of ours in them.
 	in := r.WithContext(r.Context())
 	// Opaque is what net/url writes without touching it.
-	in.URL = &url.URL{Scheme: u.scheme, Host: u.host, Opaque: u.base + cutPrefix(c.RawPath, u.strip)}
+	ex.url = url.URL{Scheme: u.scheme, Host: u.host, Opaque: u.base + cutPrefix(c.RawPath, u.strip)}
+	in.URL = &ex.url
 	in.Host = ""
 	if u.options.PreserveHost {
 		in.Host = c.Host
@@ -184,7 +185,7 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 	if ex.websocket != "" {
 		in.Header = handshakeHeader
 	}
-	proxy.ServeHTTP(ex, in)
+	ex.proxy.ServeHTTP(ex, in)
 	return ex.err
 }
 
@@ -196,6 +197,8 @@ type exchange struct {
 	in   *http.Request
 	call *Call
 
+	proxy     httputil.ReverseProxy
+	url       url.URL       // of the request that proxy is given
 	websocket string        // Sec-WebSocket-Accept to be expected; "" if no tunnel is asked for
 	upload    atomic.Value  // error of reading the request's body
 	answered  bool          // the final answer is being written

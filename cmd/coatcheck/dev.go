@@ -46,7 +46,9 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 
 	log := io.Discard
 	if c.Log {
-		log = con.err
+		lines := newLineWriter(con.err)
+		defer lines.Close()
+		log = lines
 	}
 	logger := slog.New(slog.NewJSONHandler(log, nil))
 
@@ -104,7 +106,7 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := newNode(ctx, cfg, logger)
+	n, err := newNode(ctx, cfg, logger, log)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 const (
 	// gather is how long a line of the log waits for others, so that those of many
 	// requests are one write.
-	gather = time.Millisecond
+	gather = 10 * time.Millisecond
 	// maxPending bounds what waits, in bytes. Beyond it whoever logs waits too: a log that
 	// can't be written slows a node down, and loses nothing.
 	maxPending = 1 << 20

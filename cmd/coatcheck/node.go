@@ -58,6 +58,7 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 	tasks.Go(func() { n.signIn.Run(background) })
 	tasks.Go(func() { n.sessions.Run(background) })
 	tasks.Go(func() { n.follow(background) })
+	tasks.Go(func() { tuneCollector(background) })
 	defer tasks.Wait()
 	defer stop()
 

@@ -36,7 +36,7 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	if err != nil {
 		return err // it names the address
 	}
-	n, err := newNode(ctx, cfg, logger)
+	n, err := newNode(ctx, cfg, logger, lines)
 	if err != nil {
 		return errors.Join(err, public.Close())
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -37,8 +38,12 @@ import (
 const tenant = "default"
 
 // newNode wires a node from its configuration. It is the one place where the parts
-// meet; none of them knows the configuration or looks for another part itself.
-func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*node, error) {
+// meet; none of them knows the configuration or looks for another part itself. The lines of
+// the access log go to access, if the configuration wants them, and all others to logger.
+func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, access io.Writer) (*node, error) {
+	if !cfg.Log.Access || !logger.Enabled(ctx, slog.LevelInfo) {
+		access = nil
+	}
 	ring, err := openRing(cfg, logger)
 	if err != nil {
 		return nil, err
@@ -109,7 +114,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger) (*nod
 		Logger:    logger,
 		// A form of ours is no longer than a header.
 		BodyTimeout: cfg.Timeouts.ReadHeader,
-		AccessLog:   cfg.Log.Access,
+		AccessLog:   access,
 	})
 	return &node{
 		cfg:      cfg,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -53,7 +54,7 @@ func TestNewNode(t *testing.T) {
 		"timeouts.read_header":       {server.ReadHeaderTimeout, 3 * time.Second},
 		"timeouts.read_header, body": {front.BodyTimeout, 3 * time.Second},
 		"timeouts.idle":              {server.IdleTimeout, 4 * time.Second},
-		"log.access":                 {front.AccessLog, false},
+		"log.access":                 {front.AccessLog, nil},
 		"idle_timeout":               {sessions.Idle, 7 * time.Minute},
 		"absolute_timeout":           {sessions.Absolute, 7 * time.Hour},
 		"cookie.name":                {sessions.Jar.Session(), "ticket"},
@@ -265,7 +266,7 @@ func wired(t *testing.T, text string) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNode(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	n, err := newNode(t.Context(), cfg, slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
