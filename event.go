@@ -24,6 +24,21 @@ const (
 	ReasonEvicted Reason = "evicted"
 	// ReasonRevoked: somebody who runs the site ended the session.
 	ReasonRevoked Reason = "revoked"
+	// ReasonSignedOutElsewhere: the person ended it from another session.
+	ReasonSignedOutElsewhere Reason = "signed_out_elsewhere"
+	// ReasonBackChannel: the provider said, server to server, that its session has ended
+	// (OpenID Connect Back-Channel Logout 1.0).
+	ReasonBackChannel Reason = "back_channel_logout"
+	// ReasonFrontChannel: the provider said so by the person's browser (OpenID Connect
+	// Front-Channel Logout 1.0).
+	ReasonFrontChannel Reason = "front_channel_logout"
+	// ReasonRefreshRefused: the provider granted no new tokens, and said that what it had
+	// granted is over.
+	ReasonRefreshRefused Reason = "refresh_refused"
+	// ReasonRefreshLost: a refresh token may have been used up and its successor was lost.
+	ReasonRefreshLost Reason = "refresh_lost"
+	// ReasonKeyRetired: the key that sealed the session was taken out of use.
+	ReasonKeyRetired Reason = "key_retired"
 	// ReasonAbandoned: the sign-in could not be completed, so nobody ever held the ticket.
 	ReasonAbandoned Reason = "abandoned"
 	// ReasonLost: the record was gone before its time, and nobody says why: the store has
@@ -35,7 +50,8 @@ const (
 func Reasons() []Reason {
 	return []Reason{
 		ReasonIdle, ReasonAbsolute, ReasonSignedOut, ReasonReplaced, ReasonEvicted,
-		ReasonRevoked, ReasonAbandoned, ReasonLost,
+		ReasonRevoked, ReasonSignedOutElsewhere, ReasonBackChannel, ReasonFrontChannel,
+		ReasonRefreshRefused, ReasonRefreshLost, ReasonKeyRetired, ReasonAbandoned, ReasonLost,
 	}
 }
 
@@ -67,6 +83,7 @@ type Event struct {
 	Ref     Ref       `json:"session,omitempty"`
 	App     string    `json:"app,omitempty"`
 	Reason  Reason    `json:"reason,omitempty"` // of EventEnded
+	By      string    `json:"by,omitempty"`     // who ended it, where Reason is ReasonRevoked
 	Limit   string    `json:"limit,omitempty"`  // of EventLimitDenied
 }
 

@@ -47,6 +47,7 @@ type Session struct {
 	// Connect Back-Channel Logout 1.0 §2.1); empty where the provider sends none.
 	ProviderSID string
 	Tokens      Tokens
+	Renewal     Renewal
 	Origin      Origin    // where the session was begun
 	AuthTime    time.Time // when the person last proved who they are (auth_time, else the sign-in)
 	Created     time.Time // when this session began
@@ -63,6 +64,22 @@ type Origin struct {
 	Node      string // the node that completed the sign-in
 }
 
+// A Renewal is how far a session is with getting something new from its provider. It is
+// kept with the session, so that all nodes know of it. Its times are the store's.
+type Renewal struct {
+	// Attempt names the attempt that may have sent the refresh token; empty if none has
+	// that is not known to have ended.
+	Attempt string
+	// AttemptAt is when Attempt was noted, shortly before anything was sent.
+	AttemptAt time.Time
+	// RetryAt is before when nothing is tried again, after Failures failures in a row.
+	RetryAt  time.Time
+	Failures int
+	// Checked is when the provider last confirmed the person: at sign-in, with new tokens,
+	// or when it was asked for that.
+	Checked time.Time
+}
+
 // MaxUserAgent bounds what is kept of a User-Agent, in bytes.
 const MaxUserAgent = 256
 
@@ -72,8 +89,8 @@ type Tokens struct {
 	ID      Secret
 	Access  Secret
 	Refresh Secret
-	// AccessExpiry is when the access token ends. It is zero where the provider
-	// gave no usable expires_in.
+	// AccessExpiry is when the access token ends, by the store's clock. It is zero where
+	// the provider gave no usable expires_in.
 	AccessExpiry time.Time
 }
 

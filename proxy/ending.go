@@ -49,6 +49,36 @@ var endings = map[coatcheck.Reason]explanation{
 		"Your sign-in could not be completed, so it began no session.",
 		"Sign in again.",
 	},
+	coatcheck.ReasonSignedOutElsewhere: {
+		"You were signed out",
+		"You were signed out here because you ended this session from another device or browser.",
+		"Sign in again to go on here. If it was not you who did that, change your password.",
+	},
+	coatcheck.ReasonBackChannel: {
+		"You were signed out",
+		"You were signed out because the sign-in provider of this site ended your session: you signed out there or at another site that uses it, or your account was locked.",
+		"Sign in again to go on.",
+	},
+	coatcheck.ReasonFrontChannel: {
+		"You were signed out",
+		"You were signed out because you signed out at the sign-in provider, or at another site that uses it.",
+		"Sign in again to go on.",
+	},
+	coatcheck.ReasonRefreshRefused: {
+		"You were signed out",
+		"You were signed out because the sign-in provider of this site no longer vouches for you: it asks you to sign in again.",
+		"Sign in again to go on where you were. If that doesn't help, ask the people who run this site.",
+	},
+	coatcheck.ReasonRefreshLost: {
+		"Please sign in again",
+		"You were signed out because a server of this site failed just while it was renewing your sign-in, and the renewal was lost.",
+		"Sign in again to go on where you were.",
+	},
+	coatcheck.ReasonKeyRetired: {
+		"Please sign in again",
+		"You were signed out because this site has changed its keys, and your session was still locked with an old one.",
+		"Sign in again to go on where you were.",
+	},
 	coatcheck.ReasonLost: {
 		"Your session is lost",
 		"You were signed out because this site no longer has your session: the servers that keep it may have failed.",

@@ -9,4 +9,5 @@ type Backend interface {
 	Watcher
 	Journal
 	Lister
+	Clock
 }

@@ -212,6 +212,11 @@ func (b *Backend) Delete(ctx context.Context, key string) error {
 	})
 }
 
+// Clock implements store.Clock.
+func (b *Backend) Clock(ctx context.Context) (time.Time, error) {
+	return do(ctx, b, b.reads, "clock", b.next.Clock)
+}
+
 // Ping implements store.Store. It asks the backend whatever the breakers say, and an
 // answer lets them try again at once. Since it reads, it counts as a read where there is
 // no other: those that a near cache serves would leave the breaker half-open.

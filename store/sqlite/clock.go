@@ -1,0 +1,10 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+)
+
+// Clock implements store.Clock. All processes that share a file share a machine, and its
+// clock.
+func (s *Store) Clock(ctx context.Context) (time.Time, error) { return time.Now(), ctx.Err() }
