@@ -24,6 +24,7 @@ type records struct {
 	store.Watcher
 	store.Journal
 	store.Lister
+	store.Clock
 }
 
 // A-Z2: a Redis that is stopped where it stands. Nobody waits for longer than the bound,
