@@ -8,7 +8,7 @@ import (
 // A Clock is the one clock that all nodes can read. Instants that nodes hand on to each
 // other are told by it, so that nodes whose own clocks differ agree on them.
 type Clock interface {
-	// Clock returns the time by the backend's clock, to the millisecond at least, read
+	// Now returns the time by the backend's clock, to the millisecond at least, read
 	// between the call and its return.
-	Clock(ctx context.Context) (time.Time, error)
+	Now(ctx context.Context) (time.Time, error)
 }

@@ -212,9 +212,9 @@ func (b *Backend) Delete(ctx context.Context, key string) error {
 	})
 }
 
-// Clock implements store.Clock.
-func (b *Backend) Clock(ctx context.Context) (time.Time, error) {
-	return do(ctx, b, b.reads, "clock", b.next.Clock)
+// Now implements store.Clock.
+func (b *Backend) Now(ctx context.Context) (time.Time, error) {
+	return do(ctx, b, b.reads, "now", b.next.Now)
 }
 
 // Ping implements store.Store. It asks the backend whatever the breakers say, and an

@@ -52,7 +52,7 @@ func (b *backend) Replace(ctx context.Context, _ string, _ uint64, _ []byte, _ t
 func (b *backend) Touch(ctx context.Context, _ string, _ time.Duration) error { return b.call(ctx) }
 func (b *backend) Delete(ctx context.Context, _ string) error                 { return b.call(ctx) }
 func (b *backend) Ping(ctx context.Context) error                             { return b.call(ctx) }
-func (b *backend) Clock(ctx context.Context) (time.Time, error)               { return time.Time{}, b.call(ctx) }
+func (b *backend) Now(ctx context.Context) (time.Time, error)                 { return time.Time{}, b.call(ctx) }
 func (b *backend) Close() error                                               { return nil }
 
 func (b *backend) Admit(ctx context.Context, _ store.Entry, _ time.Duration, _ store.Limits, _ string) ([]store.Entry, error) {

@@ -5,5 +5,5 @@ import (
 	"time"
 )
 
-// Clock implements store.Clock: it is this process's.
-func (s *Store) Clock(ctx context.Context) (time.Time, error) { return time.Now(), ctx.Err() }
+// Now implements store.Clock: it is this process's.
+func (s *Store) Now(ctx context.Context) (time.Time, error) { return time.Now(), ctx.Err() }

@@ -5,6 +5,6 @@ import (
 	"time"
 )
 
-// Clock implements store.Clock. All processes that share a file share a machine, and its
+// Now implements store.Clock. All processes that share a file share a machine, and its
 // clock.
-func (s *Store) Clock(ctx context.Context) (time.Time, error) { return time.Now(), ctx.Err() }
+func (s *Store) Now(ctx context.Context) (time.Time, error) { return time.Now(), ctx.Err() }

@@ -15,16 +15,16 @@ func testClock(t *testing.T, nodes []store.Backend) {
 	const resolution = time.Millisecond
 	last := time.Now().Add(-resolution)
 	for i := range 4 {
-		now, err := nodes[i%2].Clock(ctx)
-		must(t, "Clock", err)
+		now, err := nodes[i%2].Now(ctx)
+		must(t, "Now", err)
 		if now.Before(last.Add(-resolution)) || now.After(time.Now().Add(resolution)) {
-			t.Fatalf("Clock is %v, after %v and at %v", now, last, time.Now())
+			t.Fatalf("Now is %v, after %v and at %v", now, last, time.Now())
 		}
 		last = now
 	}
 	over, cancel := context.WithCancel(ctx)
 	cancel()
-	if _, err := nodes[0].Clock(over); err == nil {
-		t.Error("Clock answers though its context has ended")
+	if _, err := nodes[0].Now(over); err == nil {
+		t.Error("Now answers though its context has ended")
 	}
 }
