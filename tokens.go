@@ -48,3 +48,12 @@ func (e *RenewalError) Error() string { return fmt.Sprintf("outcome %s: %v", e.O
 
 // Unwrap returns the cause.
 func (e *RenewalError) Unwrap() error { return e.Err }
+
+// A TokenKind is the token_type_hint of RFC 7009 §2.1.
+type TokenKind string
+
+// The kinds of tokens that can be revoked.
+const (
+	RefreshToken TokenKind = "refresh_token"
+	AccessToken  TokenKind = "access_token"
+)

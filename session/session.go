@@ -54,6 +54,8 @@ type Options struct {
 	Store    store.Store
 	Registry store.Registry
 	Feed     store.Watcher // tells of changes; nil: every request reads the store
+	Leases   store.Leaser  // required where there is a Provider
+	Provider Provider      // nil: nobody is asked anew, and no token is revoked
 	Events   Recorder      // nil: nobody is told
 	Ring     *seal.Ring
 	Jar      *cookie.Jar
@@ -75,8 +77,17 @@ type Options struct {
 	// store can't be reached, counted from when the store was last known to have them. A
 	// session that is revoked meanwhile goes on for that long. Zero: not at all.
 	OutageGrace time.Duration
-	Now         func() time.Time // time.Now if nil
-	Logger      *slog.Logger     // nothing is logged if nil
+	// RotationGrace is for how long after it was redeemed the provider takes a refresh token
+	// once more, and answers as it did. Zero: it may never be sent twice.
+	RotationGrace time.Duration
+	// Recheck is how often the provider is asked whether it still vouches for somebody who
+	// has got no new tokens meanwhile. Zero: never.
+	Recheck time.Duration
+	// Escrow keeps the refresh token of each session a second time, sealed to the ring
+	// alone, so that it can be revoked by whoever ends the session without its ticket.
+	Escrow bool
+	Now    func() time.Time // time.Now if nil
+	Logger *slog.Logger     // nothing is logged if nil
 }
 
 // A Recorder takes down what happens to sessions, for the whole cluster. An error means
