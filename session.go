@@ -53,6 +53,9 @@ type Session struct {
 	Created     time.Time // when this session began
 	// Deadline is the absolute end. Nothing extends it, whatever the user does.
 	Deadline time.Time
+	// Unknown is what a node of a later version has written into the record and this one has
+	// no field for, as it was coded. It is kept whenever the record is written anew.
+	Unknown []byte
 }
 
 // An Origin says where a session was begun. It is for people who look through a list of

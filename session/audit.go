@@ -43,7 +43,7 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Du
 	var a Audit
 	var suspects []Finding
 	for e, err := range m.Find(ctx, Query{}) {
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrUndescribed) {
 			return a, err
 		}
 		if e.Ending != "" {
@@ -141,7 +141,7 @@ func (m *Manager) hasRecord(ctx context.Context, key string) (bool, error) {
 // listedAs returns the entry of a session, or nil.
 func (m *Manager) listedAs(ctx context.Context, ref coatcheck.Ref) (*Entry, error) {
 	for e, err := range m.Find(ctx, Query{Ref: ref}) {
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrUndescribed) {
 			return nil, fmt.Errorf("session: audit: %w", err)
 		}
 		return &e, nil

@@ -270,7 +270,8 @@ func sizeOf(l *Live) int {
 		len(s.Identity.Issuer) + len(s.Identity.Subject) + len(s.Identity.Email) +
 		len(s.Identity.PreferredUsername) + len(s.Identity.Name) +
 		len(s.Tokens.ID) + len(s.Tokens.Access) + len(s.Tokens.Refresh) +
-		len(s.Origin.App) + len(s.Origin.IP) + len(s.Origin.UserAgent) + len(s.Origin.Node)
+		len(s.Origin.App) + len(s.Origin.IP) + len(s.Origin.UserAgent) + len(s.Origin.Node) +
+		len(s.Renewal.Attempt) + len(s.Unknown)
 	for _, g := range s.Identity.Groups {
 		size += len(g) + 24
 	}

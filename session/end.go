@@ -54,10 +54,7 @@ func (m *Manager) mark(ctx context.Context, listing store.Entry, reason coatchec
 
 // endUnmarked ends a session whose entry could not be marked for cause.
 func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, cause error) error {
-	e, err := m.describe(listing)
-	if err != nil {
-		return errors.Join(cause, err)
-	}
+	e, _ := m.describe(listing)
 	_ = m.bury(ctx, e, reason) // a store that refuses writes has no room for it, perhaps
 	if err := m.Store.Delete(ctx, listing.Record); err != nil {
 		return errors.Join(cause, err)
@@ -72,10 +69,7 @@ func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason c
 // once nobody can use the session; what then fails of the rest is done again by whichever
 // node reaps the entry.
 func (m *Manager) finish(ctx context.Context, listed store.Entry) error {
-	e, err := m.describe(listed)
-	if err != nil { // of another version: it ends without a word of explanation
-		e = Entry{Ref: coatcheck.Ref(listed.ID), Tenant: m.Tenant, Ending: coatcheck.Reason(listed.Ending), listed: listed}
-	}
+	e, _ := m.describe(listed) // one of another version ends without a word of explanation
 	reason := e.reason()
 	if err := m.bury(ctx, e, reason); err != nil {
 		m.Logger.DebugContext(ctx, "an ended session will not be able to say why", "session", e.Ref, "error", err)
@@ -118,7 +112,7 @@ type Query struct {
 
 // Find yields the listed sessions of the tenant that match q, page by page, in no particular
 // order. A listed session may have ended a moment ago. An entry that can't be read comes
-// as an error, without ending the list; an error of the store ends it.
+// with ErrUndescribed, without ending the list; an error of the store ends it.
 func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	sq := store.Query{Tenant: m.tenantName(), ID: string(q.Ref)}
 	if q.Subject != "" {

@@ -34,7 +34,9 @@ type Entry struct {
 }
 
 // description is what the registry keeps of an entry beside its names: CBOR with small
-// integer keys, as in record.
+// integer keys, as in record. All of it can be made anew from the record, and nobody but the
+// node that began the session writes it, unless the registry has lost it: Renew leaves that of
+// a listed entry alone. So a node takes nothing away from what one of a later version wrote.
 type description struct {
 	Version   int    `cbor:"0,keyasint"`
 	Provider  string `cbor:"1,keyasint"`
@@ -96,29 +98,32 @@ func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) 
 	return e, nil
 }
 
-// describe reads an entry that the registry returned.
-func (m *Manager) describe(e store.Entry) (Entry, error) {
-	var d description
-	if err := decMode.Unmarshal(e.Data, &d); err != nil || d.Version != descriptionVersion || d.State > uint8(coatcheck.Authenticated) {
-		return Entry{}, errors.New("session: an entry of the registry can't be read: it is of another version, or broken")
+// ErrUndescribed: what the registry has of a session is of another version of coatcheck, or
+// broken. The session may be alive and well, and can be revoked.
+var ErrUndescribed = errors.New("session: the description of a listed session is of another version of coatcheck, or broken")
+
+// describe reads an entry that the registry returned. With ErrUndescribed the Entry says what
+// the registry itself knows.
+func (m *Manager) describe(listed store.Entry) (Entry, error) {
+	e := Entry{
+		Ref:     coatcheck.Ref(listed.ID),
+		Tenant:  m.Tenant,
+		Started: listed.Started,
+		Seen:    listed.Seen,
+		Expires: listed.Expires.Add(-listedLonger),
+		Ending:  coatcheck.Reason(listed.Ending),
+		listed:  listed,
 	}
-	return Entry{
-		Ref:      coatcheck.Ref(e.ID),
-		Tenant:   m.Tenant,
-		Provider: d.Provider,
-		Issuer:   d.Issuer,
-		Subject:  d.Subject,
-		SID:      d.SID,
-		State:    coatcheck.State(d.State),
-		Origin:   coatcheck.Origin{App: d.App, IP: d.IP, UserAgent: d.UserAgent, Node: d.Node},
-		Started:  e.Started,
-		Seen:     e.Seen,
-		Expires:  e.Expires.Add(-listedLonger),
-		Deadline: fromMillis(d.Deadline),
-		Ending:   coatcheck.Reason(e.Ending),
-		verifier: d.Verifier,
-		listed:   e,
-	}, nil
+	var d description
+	if err := decMode.Unmarshal(listed.Data, &d); err != nil || d.Version != descriptionVersion || d.State > uint8(coatcheck.Authenticated) {
+		return e, ErrUndescribed
+	}
+	e.Provider, e.Issuer, e.Subject, e.SID = d.Provider, d.Issuer, d.Subject, d.SID
+	e.State = coatcheck.State(d.State)
+	e.Origin = coatcheck.Origin{App: d.App, IP: d.IP, UserAgent: d.UserAgent, Node: d.Node}
+	e.Deadline = fromMillis(d.Deadline)
+	e.verifier = d.Verifier
+	return e, nil
 }
 
 // The names under which the registry keeps things are keyed hashes: they tell nothing,

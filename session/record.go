@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -13,13 +14,16 @@ import (
 // recordVersion is the version of the record's layout. A node that meets another one
 // does not know what the session is; it does not call it invalid, since a node of
 // another version wrote it and can read it.
+//
+// A later coatcheck may add fields without a new version, if nodes that don't know them may
+// ignore them: they are kept when such a node writes the record anew.
 const recordVersion = 1
 
 var errRecordVersion = errors.New("record of another version of coatcheck")
 
 // record is a session as it is sealed into the store: CBOR with small integer keys.
 // Numbers are never used again for another meaning. Times are Unix milliseconds, 0
-// for none.
+// for none. Fields that are added here are added to testdata/golden, as a further file.
 type record struct {
 	Version           int      `cbor:"0,keyasint"`
 	Tenant            string   `cbor:"1,keyasint"`
@@ -44,20 +48,34 @@ type record struct {
 	IP                string   `cbor:"20,keyasint,omitempty"`
 	UserAgent         string   `cbor:"21,keyasint,omitempty"`
 	Node              string   `cbor:"22,keyasint,omitempty"`
+	Attempt           string   `cbor:"23,keyasint,omitempty"`
+	AttemptAt         int64    `cbor:"24,keyasint,omitempty"`
+	RetryAt           int64    `cbor:"25,keyasint,omitempty"`
+	Failures          int      `cbor:"26,keyasint,omitempty"`
+	Checked           int64    `cbor:"27,keyasint,omitempty"`
 }
+
+// recordFields is the number of record's fields, which are numbered from 0 without a gap.
+const recordFields = 28
 
 var (
 	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	decMode = must(cbor.DecOptions{
+	// decMode ignores fields that a struct doesn't have, and strictMode refuses them.
+	decMode    = must(decOptions(cbor.ExtraDecErrorNone).DecMode())
+	strictMode = must(decOptions(cbor.ExtraDecErrorUnknownField).DecMode())
+)
+
+func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
+	return cbor.DecOptions{
 		DupMapKey:   cbor.DupMapKeyEnforcedAPF,
 		IndefLength: cbor.IndefLengthForbidden,
 		// What a provider sends need not be UTF-8 (a form-encoded token answer, say), and
 		// a session that could be begun must also load.
 		UTF8:              cbor.UTF8DecodeInvalid,
 		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	}.DecMode())
-)
+		ExtraReturnErrors: extra,
+	}
+}
 
 // must unwraps what can only fail if the options above contradict each other.
 func must[T any](v T, err error) T {
@@ -92,7 +110,15 @@ func encode(s *coatcheck.Session) ([]byte, error) {
 		IP:                s.Origin.IP,
 		UserAgent:         s.Origin.UserAgent,
 		Node:              s.Origin.Node,
+		Attempt:           s.Renewal.Attempt,
+		AttemptAt:         millis(s.Renewal.AttemptAt),
+		RetryAt:           millis(s.Renewal.RetryAt),
+		Failures:          s.Renewal.Failures,
+		Checked:           millis(s.Renewal.Checked),
 	})
+	if err == nil && len(s.Unknown) > 0 {
+		data, err = join(data, s.Unknown)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("session: encode record: %w", err)
 	}
@@ -103,8 +129,17 @@ func encode(s *coatcheck.Session) ([]byte, error) {
 // version.
 func decode(data []byte) (*coatcheck.Session, error) {
 	var r record
-	if err := decMode.Unmarshal(data, &r); err != nil || r.Version != recordVersion {
-		// A later version may have fields we don't know, so look at the version alone.
+	var unknown []byte
+	err := strictMode.Unmarshal(data, &r)
+	if later := (*cbor.UnknownFieldError)(nil); errors.As(err, &later) {
+		var known []byte
+		if known, unknown, err = split(data); err == nil {
+			r = record{}
+			err = strictMode.Unmarshal(known, &r)
+		}
+	}
+	if err != nil || r.Version != recordVersion {
+		// What another version says may not fit our fields, so look at the version alone.
 		var head struct {
 			Version int `cbor:"0,keyasint"`
 		}
@@ -138,11 +173,49 @@ func decode(data []byte) (*coatcheck.Session, error) {
 			Refresh:      coatcheck.Secret(r.RefreshToken),
 			AccessExpiry: fromMillis(r.AccessExpiry),
 		},
+		Renewal: coatcheck.Renewal{
+			Attempt:   r.Attempt,
+			AttemptAt: fromMillis(r.AttemptAt),
+			RetryAt:   fromMillis(r.RetryAt),
+			Failures:  r.Failures,
+			Checked:   fromMillis(r.Checked),
+		},
 		Origin:   coatcheck.Origin{App: r.App, IP: r.IP, UserAgent: r.UserAgent, Node: r.Node},
 		AuthTime: fromMillis(r.AuthTime),
 		Created:  fromMillis(r.Created),
 		Deadline: fromMillis(r.Deadline),
+		Unknown:  unknown,
 	}, nil
+}
+
+// split takes the fields that record doesn't have out of a record's coding.
+func split(data []byte) (known, unknown []byte, err error) {
+	var fields map[int64]cbor.RawMessage
+	if err := decMode.Unmarshal(data, &fields); err != nil {
+		return nil, nil, err
+	}
+	later := make(map[int64]cbor.RawMessage)
+	for number, value := range fields {
+		if number < 0 || number >= recordFields {
+			later[number] = value
+			delete(fields, number)
+		}
+	}
+	if known, err = encMode.Marshal(fields); err != nil {
+		return nil, nil, err
+	}
+	unknown, err = encMode.Marshal(later)
+	return known, unknown, err
+}
+
+// join is split undone.
+func join(known, unknown []byte) ([]byte, error) {
+	var fields, ours map[int64]cbor.RawMessage
+	if err := errors.Join(decMode.Unmarshal(unknown, &fields), decMode.Unmarshal(known, &ours)); err != nil {
+		return nil, err
+	}
+	maps.Copy(fields, ours)
+	return encMode.Marshal(fields)
 }
 
 func millis(t time.Time) int64 {

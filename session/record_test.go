@@ -4,6 +4,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"os"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -84,7 +86,15 @@ func TestRecordRoundTrip(t *testing.T) {
 			Tokens: coatcheck.Tokens{
 				ID: secret("id"), Access: secret("access"), Refresh: secret("refresh"), AccessExpiry: moment("expiry"),
 			},
+			Renewal: coatcheck.Renewal{
+				Attempt: text.Draw(t, "attempt"), AttemptAt: moment("attempt at"), RetryAt: moment("retry at"),
+				Failures: rapid.Int().Draw(t, "failures"), Checked: moment("checked"),
+			},
+			Origin:   coatcheck.Origin{App: text.Draw(t, "app"), IP: text.Draw(t, "ip"), UserAgent: text.Draw(t, "user agent"), Node: text.Draw(t, "node")},
 			AuthTime: moment("auth time"), Created: moment("created"), Deadline: moment("deadline"),
+		}
+		if fields := rapid.MapOf(rapid.Int64Range(recordFields, 1<<40), text).Draw(t, "later fields"); len(fields) > 0 {
+			want.Unknown = must(encMode.Marshal(fields))
 		}
 		data, err := encode(want)
 		if err != nil {
@@ -120,10 +130,46 @@ func TestRecordWithoutTimes(t *testing.T) {
 	if err := cbor.Unmarshal(data, &fields); err != nil {
 		t.Fatal(err)
 	}
-	for _, optional := range []int{15, 16} {
+	for _, optional := range []int{15, 16, 23, 24, 25, 26, 27} {
 		if v, ok := fields[optional]; ok {
 			t.Errorf("field %d says %v, where there is no time", optional, v)
 		}
+	}
+}
+
+// The fields that a version has are numbered without a gap, so that all others are known to
+// be later ones.
+func TestRecordFields(t *testing.T) {
+	typ := reflect.TypeFor[record]()
+	if typ.NumField() != recordFields {
+		t.Errorf("record has %d fields, recordFields is %d", typ.NumField(), recordFields)
+	}
+	for i := range typ.NumField() {
+		if number, _, _ := strings.Cut(typ.Field(i).Tag.Get("cbor"), ","); number != strconv.Itoa(i) {
+			t.Errorf("%s has the number %s, want %d", typ.Field(i).Name, number, i)
+		}
+	}
+}
+
+// A node keeps what one of a later version wrote, whatever it writes of its own.
+func TestLaterFieldsAreKept(t *testing.T) {
+	later := map[any]any{uint64(recordFields): "x", uint64(1000): []any{"y", uint64(1)}, int64(-1): map[any]any{"z": true}}
+	s, err := decode(with(t, later))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(goldenSession(), s, cmpopts.IgnoreFields(coatcheck.Session{}, "Unknown")); diff != "" {
+		t.Errorf("what this version knows (-want +got):\n%s", diff)
+	}
+	refreshed := *s
+	refreshed.Tokens.Access, refreshed.Renewal.Attempt = "another access token", "attempt"
+	data, err := encode(&refreshed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later[uint64(13)], later[uint64(23)] = "another access token", "attempt"
+	if diff := cmp.Diff(with(t, later), data); diff != "" {
+		t.Errorf("what was written (-want +got):\n%s", diff)
 	}
 }
 
@@ -166,7 +212,10 @@ func strangeRecords(t testing.TB) map[string]struct {
 		"the next version, with another type": {with(t, map[any]any{first: 2, uint64(1): 5}), true},
 		"no version":                          {with(t, map[any]any{first: nil}), true},
 		"a negative version":                  {with(t, map[any]any{first: -1}), true},
-		"a field too many":                    {with(t, map[any]any{uint64(99): "x"}), false},
+		"a later field of another type":       {with(t, map[any]any{uint64(99): "x", uint64(1): 5}), false},
+		"a later field with a tag":            {with(t, map[any]any{uint64(99): cbor.Tag{Number: 1000, Content: "x"}}), false},
+		"a later field named by text":         {with(t, map[any]any{uint64(99): 1, "tenant": "x"}), false},
+		"a later field twice":                 {append([]byte{golden[0] + 2}, append(golden[1:len(golden):len(golden)], 0x18, 99, 1, 0x18, 99, 1)...), false},
 		"a field named by text":               {with(t, map[any]any{"tenant": "x"}), false},
 		"another type":                        {with(t, map[any]any{uint64(5): 5}), false},
 		"a state that is none":                {with(t, map[any]any{uint64(3): 3}), false},

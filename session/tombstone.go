@@ -128,7 +128,7 @@ func (e *Entry) reason() coatcheck.Reason {
 	switch {
 	case e.Ending != "" && e.Ending != store.ReasonExpired:
 		return e.Ending
-	case !e.Expires.Add(time.Second).Before(e.Deadline):
+	case !e.Deadline.IsZero() && !e.Expires.Add(time.Second).Before(e.Deadline):
 		return coatcheck.ReasonAbsolute
 	default:
 		return coatcheck.ReasonIdle
