@@ -31,12 +31,9 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 	s.Deadline = s.Created.Add(m.Absolute)
 	s.Origin.Node = m.Node
 	s.Origin.UserAgent = legibleUserAgent(s.Origin.UserAgent)
-	plain, err := encode(s)
-	if err != nil {
-		return nil, err
-	}
+	m.planRenewal(s)
 	t := newTicket(m.Jar.Session())
-	sealed, err := m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
+	sealed, err := m.seal(t, s)
 	if err != nil {
 		return nil, err
 	}

@@ -99,6 +99,7 @@ func (m *Manager) finish(ctx context.Context, listed store.Entry) error {
 func (m *Manager) forget(handle string) {
 	m.cache.changed(handle)
 	m.streams.changed(m, handle)
+	m.renewal.changed(handle)
 }
 
 // A Query says which sessions. At most one of Subject, SID and Ref is set; Issuer goes with
@@ -159,9 +160,9 @@ func (m *Manager) record(ctx context.Context, ev coatcheck.Event) {
 	}
 }
 
-// renewed tells that a session is still in use, when the use moved its idle end into
+// tellRenewed tells that a session is still in use, when the use moved its idle end into
 // another half of the idle timeout: left is what was left before.
-func (m *Manager) renewed(ctx context.Context, l *Live, left time.Duration) {
+func (m *Manager) tellRenewed(ctx context.Context, l *Live, left time.Duration) {
 	half := m.Idle / 2
 	now := m.Now().Sub(l.Created)
 	before := now - max(m.Idle-left, 0)

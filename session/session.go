@@ -53,10 +53,11 @@ const purpose = "session"
 type Options struct {
 	Store    store.Store
 	Registry store.Registry
-	Feed     store.Watcher // tells of changes; nil: every request reads the store
-	Leases   store.Leaser  // required where there is a Provider
-	Provider Provider      // nil: nobody is asked anew, and no token is revoked
-	Events   Recorder      // nil: nobody is told
+	Feed     store.Watcher       // tells of changes; nil: every request reads the store
+	Leases   store.Leaser        // required where there is a Provider
+	Provider Provider            // nil: nobody is asked anew, and no token is revoked
+	Events   Recorder            // nil: nobody is told
+	Renewed  func(result string) // counts what came of asking anew; nil: nobody counts
 	Ring     *seal.Ring
 	Jar      *cookie.Jar
 	Tenant   string
@@ -105,6 +106,7 @@ type Manager struct {
 	streams streams
 	upkeep  upkeep
 	turns   turns
+	renewal renewals
 	warned  atomic.Int64 // when a failed touch was logged last, in Unix seconds
 }
 
@@ -121,7 +123,9 @@ func New(o Options) *Manager {
 	}
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
-	return &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease)}
+	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease)}
+	m.renewal.init()
+	return m
 }
 
 type nobody struct{}
@@ -138,6 +142,8 @@ type Live struct {
 
 	handle   string
 	verifier []byte
+	asked    *atomic.Int64 // an instant: before it the provider is not asked anew
+	due      time.Time     // when the provider is to be asked anew; zero: never
 	manager  *Manager
 }
 
@@ -156,6 +162,7 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 	}
 	var live *Live
 	var known *cached
+	var cookie string
 	for _, value := range candidates {
 		l, k, err := m.open(ctx, value)
 		switch {
@@ -166,7 +173,7 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 			return nil, coatcheck.E(coatcheck.CodeAmbiguousSession, "session.load",
 				fmt.Errorf("the request carries the live sessions %s and %s", live.Ref, l.Ref))
 		default:
-			live, known = l, k
+			live, known, cookie = l, k, value
 		}
 	}
 	if live == nil {
@@ -176,6 +183,7 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 		if err := m.touch(ctx, known); err != nil {
 			return nil, err
 		}
+		return m.renewed(ctx, cookie, live)
 	}
 	return live, nil
 }
@@ -276,7 +284,19 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 // live keeps nothing of the request: t's handle may be a part of its header.
 func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	handle := strings.Clone(t.handle)
-	return &Live{Session: s, Ref: coatcheck.MakeRef(handle), handle: handle, verifier: m.verifier(t), manager: m}
+	return &Live{
+		Session: s, Ref: coatcheck.MakeRef(handle),
+		handle: handle, verifier: m.verifier(t), asked: new(atomic.Int64), due: m.renewalDue(s), manager: m,
+	}
+}
+
+// seal returns what the store keeps of a session. Every write of a record is made by it.
+func (m *Manager) seal(t ticket, s *coatcheck.Session) ([]byte, error) {
+	plain, err := encode(s)
+	if err != nil {
+		return nil, err
+	}
+	return m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
 }
 
 // touch moves the idle end of a session that is in use, at most once in m.slack, and
@@ -317,7 +337,7 @@ func (m *Manager) touch(ctx context.Context, c *cached) error {
 		m.warn(ctx, err)
 	case err == nil:
 		c.ends.Store(instantOf(now) + int64(want))
-		m.renewed(ctx, c.live, left)
+		m.tellRenewed(ctx, c.live, left)
 	}
 	return nil
 }

@@ -28,6 +28,9 @@ const (
 	// first is as good as the store's own promise; what is dropped of the second expires.
 	maxRevoked = 100_000
 	maxLeft    = 10_000
+	// leavePatience is how long a node that stops waits for what it has begun to ask a
+	// provider.
+	leavePatience = 35 * time.Second
 	// streamLease is how often the sessions of open streams are read where nobody tells of
 	// changes.
 	streamLease = time.Second
@@ -105,6 +108,7 @@ func (m *Manager) Run(ctx context.Context) {
 		m.finishLeft(ctx)
 		more := m.reap(ctx)
 		m.cache.trim(instantOf(time.Now()))
+		m.renewal.trim(instantOf(time.Now()))
 		pause := upkeepEvery/2 + rand.N(upkeepEvery)
 		if more {
 			pause /= 100
@@ -113,6 +117,11 @@ func (m *Manager) Run(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(pause):
 		}
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), leavePatience)
+	defer cancel()
+	if err := m.renewal.close(ending); err != nil {
+		m.Logger.WarnContext(ctx, "sessions were still being renewed: some people may have to sign in again")
 	}
 	tasks.Wait()
 }
@@ -127,6 +136,7 @@ func (m *Manager) listen(ctx context.Context) {
 		Reset: func() {
 			m.cache.reset()
 			m.upkeep.missed()
+			m.renewal.missed()
 		},
 		Current: m.cache.heard,
 	}

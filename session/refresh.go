@@ -1,0 +1,518 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+const (
+	// refreshLease is for how long a node that has died keeps the others from a session's
+	// refresh token. One that lives renews it.
+	refreshLease = 10 * time.Second
+	// refreshLimit bounds an attempt, with all that the provider takes.
+	refreshLimit = 2 * time.Minute
+	// saveLimit is for how long a node tries to write down what the provider has said. What
+	// it gives up then is lost.
+	saveLimit = 10 * time.Minute
+	// freshPatience bounds how long a request waits for new tokens. After that it is served
+	// with the old ones.
+	freshPatience = 45 * time.Second
+	// askAgain is how long a session whose renewal has begun, or was put off, is served
+	// without another look.
+	askAgain = time.Second
+	// maxAhead bounds how long before its end an access token is replaced.
+	maxAhead = time.Minute
+	// minRetry and maxRetry bound how long nothing is tried after a failure.
+	minRetry, maxRetry = time.Second, time.Minute
+	// misconfiguredRetry is how long nothing is tried where only an operator can help.
+	misconfiguredRetry = maxRetry
+)
+
+// A need is what a session wants of its provider.
+type need uint8
+
+const (
+	needNothing need = iota
+	needCheck        // whether the provider still vouches for the person
+	needRefresh      // new tokens, soon
+	needFresh        // new tokens, before the next request is served
+	needEnd          // nothing any more: the new tokens were lost
+)
+
+// needOf says what a session wants at a time. It only looks at what stands in the record:
+// whether somebody is about it already is for the lease to say.
+//
+// An access token that has ended and can't be replaced ends nobody's session: that is what
+// the session's own timeouts are for.
+func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
+	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
+	ended := !expiry.IsZero() && !now.Before(expiry)
+	switch {
+	case lost(s) && ended:
+		return needEnd
+	case lost(s):
+	case s.Tokens.Refresh == "" || expiry.IsZero() || now.Before(r.RetryAt):
+	case ended:
+		return needFresh
+	case r.RetryAt.IsZero() && now.Before(expiry.Add(-maxAhead)): // nobody has planned it
+	default:
+		return needRefresh
+	}
+	if m.Recheck > 0 && !ended && s.Tokens.Access != "" && !now.Before(r.Checked.Add(m.Recheck)) {
+		return needCheck
+	}
+	return needNothing
+}
+
+// lost tells whether the session's refresh token may have been used up by somebody who was
+// not heard of again. It is forgotten then, and the attempt stays.
+func lost(s *coatcheck.Session) bool { return s.Tokens.Refresh == "" && s.Renewal.Attempt != "" }
+
+// renewalDue returns the first instant at which needOf may want something; zero for never.
+func (m *Manager) renewalDue(s *coatcheck.Session) time.Time {
+	if m.Provider == nil {
+		return time.Time{}
+	}
+	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
+	var due time.Time
+	switch {
+	case lost(s):
+		due = expiry
+	case s.Tokens.Refresh == "" || expiry.IsZero():
+	case r.RetryAt.IsZero():
+		due = expiry.Add(-maxAhead)
+	default:
+		due = r.RetryAt
+	}
+	if m.Recheck > 0 && s.Tokens.Access != "" {
+		if check := r.Checked.Add(m.Recheck); due.IsZero() || check.Before(due) {
+			due = check
+		}
+	}
+	return due
+}
+
+// planRenewal says when new tokens are due: ahead of the access token's end, and not at the
+// same moment for all who have signed in together. s has just got its tokens.
+func (m *Manager) planRenewal(s *coatcheck.Session) {
+	now := m.Now()
+	s.Renewal = coatcheck.Renewal{Checked: now}
+	if s.Tokens.Refresh == "" || s.Tokens.AccessExpiry.IsZero() {
+		return
+	}
+	ahead := min(max(s.Tokens.AccessExpiry.Sub(now), 0)/5, maxAhead)
+	if ahead > 0 {
+		ahead += mathrand.N(ahead/2 + 1)
+	}
+	s.Renewal.RetryAt = s.Tokens.AccessExpiry.Add(-ahead)
+}
+
+// renewed returns a session that was loaded by a cookie as it is once everything is done
+// that has to be done before a request is served. Where the provider is to be asked anew and
+// the access token still lives, that begins and nobody waits for it. Where it has ended, the
+// request waits for whoever asks, on whichever node; if nothing comes of it, because the
+// provider can't be reached, say, it is served with the old one: that costs nobody the
+// session.
+//
+// It returns ErrInvalid for a session that has ended over this, and CodeUnknown as Load.
+func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live, error) {
+	if live.due.IsZero() || live.Unverified > 0 || m.Now().Before(live.due) {
+		return live, nil
+	}
+	var patience <-chan time.Time
+	for {
+		need := m.needOf(live.Session, m.Now())
+		if need != needFresh && need != needEnd && instantOf(time.Now()) < live.asked.Load() {
+			return live, nil
+		}
+		t, err := parseTicket(m.Jar.Session(), cookie)
+		if err != nil {
+			return nil, ErrInvalid
+		}
+		switch need {
+		case needNothing:
+			return live, nil
+		case needCheck, needRefresh:
+			m.startRenewal(t, live, false)
+			live.asked.Store(instantOf(time.Now().Add(askAgain)))
+			return live, nil
+		case needEnd:
+			if err := m.end(ctx, live, coatcheck.ReasonRefreshLost); err != nil {
+				return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", err)
+			}
+			return nil, ErrInvalid
+		}
+		if patience == nil {
+			timer := time.NewTimer(freshPatience)
+			defer timer.Stop()
+			patience = timer.C
+		}
+		// Before it is tried: what changes after that is told.
+		changed, release := m.renewal.watch(live.handle)
+		a := m.startRenewal(t, live, true)
+		if a == nil {
+			release()
+			return live, nil
+		}
+		select {
+		case <-a.done:
+		case <-patience:
+			release()
+			return live, nil
+		case <-ctx.Done():
+			release()
+			return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", ctx.Err())
+		}
+		if !a.held {
+			release()
+			return a.live, a.err
+		}
+		// Another node is about it. It tells of the end by what it writes, or dies.
+		select {
+		case <-changed:
+		case <-time.After(m.heldPatience()):
+		case <-patience:
+			release()
+			return live, nil
+		case <-ctx.Done():
+			release()
+			return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", ctx.Err())
+		}
+		release()
+		again, _, err := m.open(ctx, cookie)
+		if err != nil {
+			return nil, err
+		}
+		if live = again; live.Unverified > 0 {
+			return live, nil
+		}
+	}
+}
+
+// heldPatience is how long it takes at most to notice that whoever held the lease is gone,
+// or to hear of a change where the store's feed does not tell.
+func (m *Manager) heldPatience() time.Duration {
+	if !m.cache.fresh(instantOf(time.Now())) {
+		return time.Second
+	}
+	return refreshLease/2 + mathrand.N(refreshLease/4)
+}
+
+// attempt does what a session wants of its provider, unless somebody else does it. It
+// returns the session as it is afterwards, whether or not anything came of it; held says
+// that another node is about it. used is when the session was used last.
+func (m *Manager) attempt(ctx context.Context, t ticket, before *Live, used time.Time) (live *Live, held bool, err error) {
+	lease, err := m.Leases.Acquire(ctx, "refresh-"+m.name("refresh", t.handle), refreshLease)
+	switch {
+	case errors.Is(err, store.ErrHeld):
+		return before, true, nil
+	case err != nil: // an access token that is not replaced costs nobody the session
+		m.Logger.DebugContext(ctx, "no lease to renew a session", "session", before.Ref, "error", err)
+		return before, false, nil
+	}
+	release := hold(lease)
+	defer release()
+
+	live, err = m.read(ctx, t)
+	switch {
+	case errors.Is(err, ErrInvalid):
+		return nil, false, ErrInvalid
+	case err != nil:
+		return before, false, nil
+	}
+	s, now := live.Session, m.Now()
+	switch need := m.needOf(s, now); {
+	case need == needNothing:
+	case need == needCheck:
+		live, err = m.recheck(ctx, t, live, used)
+	case need != needEnd && s.Renewal.Attempt != "" && !m.maySendAgain(s, now):
+		m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
+			"session", live.Ref)
+		m.told(coatcheck.OutcomeUnknown.String())
+		live, err = m.lose(ctx, t, live, used)
+	case need != needEnd:
+		live, err = m.refresh(ctx, t, live, used)
+	}
+	if err == nil && m.needOf(live.Session, m.Now()) == needEnd {
+		if err = m.end(ctx, live, coatcheck.ReasonRefreshLost); err == nil {
+			err = ErrInvalid
+		}
+	}
+	switch {
+	case err == nil, errors.Is(err, ErrInvalid):
+		return live, false, err
+	default:
+		m.Logger.WarnContext(ctx, "a session could not be renewed", "session", before.Ref, "error", err)
+		return before, false, nil
+	}
+}
+
+// maySendAgain tells whether the provider takes the refresh token of an attempt once more.
+func (m *Manager) maySendAgain(s *coatcheck.Session, now time.Time) bool {
+	return now.Before(s.Renewal.AttemptAt.Add(m.RotationGrace))
+}
+
+// hold renews a lease until release is called, which ends it.
+func hold(lease store.Lease) (release func()) {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(refreshLease / 3):
+			}
+			// Without it whoever comes next finds the attempt in the record, and does not
+			// send the token; so a lease that is lost is no harm.
+			renewing, cancel := context.WithTimeout(ctx, refreshLease/3)
+			_ = lease.Renew(renewing, refreshLease)
+			cancel()
+		}
+	}()
+	return func() {
+		stop()
+		<-done
+		releasing, cancel := context.WithTimeout(context.Background(), refreshLease/3)
+		defer cancel()
+		_ = lease.Release(releasing) // or it ends by itself
+	}
+}
+
+// refresh redeems the session's refresh token. The attempt is noted in the record before
+// anything is sent, so that nobody sends the token a second time whatever becomes of this
+// node (invariant 7), and every outcome is written there too, so that all nodes hear of it.
+func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+	token, attempt := live.Tokens.Refresh, rand.Text()
+	again := live.Renewal.Attempt != "" // the one before may have had an effect
+	noted, err := m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+		if s.Tokens.Refresh != token || s.Renewal.Attempt != live.Renewal.Attempt {
+			return false // somebody was faster
+		}
+		s.Renewal.Attempt = attempt
+		if !again {
+			s.Renewal.AttemptAt = m.Now()
+		}
+		return true
+	})
+	if err != nil {
+		if errors.Is(err, ErrInvalid) {
+			return nil, err
+		}
+		// Whether it is noted is not known, but nothing was sent.
+		return m.settle(ctx, t, live, attempt, used, m.failed(coatcheck.OutcomeNone, again))
+	}
+	if noted.Renewal.Attempt != attempt {
+		return noted, nil
+	}
+	next, err := m.Provider.Refresh(ctx, noted.Session)
+	if err == nil {
+		m.told("ok")
+		return m.keep(ctx, t, noted, attempt, used, next)
+	}
+	outcome := outcomeOf(err)
+	m.told(outcome.String())
+	m.renewal.gate.failed(outcome)
+	level := slog.LevelWarn
+	if outcome == coatcheck.OutcomeMisconfigured {
+		level = slog.LevelError
+	}
+	m.Logger.LogAttrs(ctx, level, "no new tokens", slog.String("session", string(live.Ref)),
+		slog.String("outcome", outcome.String()), slog.String("error", err.Error()))
+	switch outcome {
+	case coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured:
+		return m.settle(ctx, t, noted, attempt, used, m.failed(outcome, again))
+	case coatcheck.OutcomeRefused:
+		if err := m.end(ctx, noted, coatcheck.ReasonRefreshRefused); err != nil {
+			return nil, err // whoever comes next finds the attempt
+		}
+		return nil, ErrInvalid
+	default:
+		if m.maySendAgain(noted.Session, m.Now()) {
+			return m.settle(ctx, t, noted, attempt, used, m.failed(coatcheck.OutcomeUnknown, again))
+		}
+		return m.lose(ctx, t, noted, used)
+	}
+}
+
+// outcomeOf is the outcome of a provider's error.
+func outcomeOf(err error) coatcheck.Outcome {
+	var e *coatcheck.RenewalError
+	if errors.As(err, &e) {
+		return e.Outcome
+	}
+	return coatcheck.OutcomeUnknown
+}
+
+// failed returns what an attempt without a result leaves in the session. again: it was not
+// the first one with this token.
+func (m *Manager) failed(outcome coatcheck.Outcome, again bool) func(*coatcheck.Session) {
+	return func(s *coatcheck.Session) {
+		r := &s.Renewal
+		r.Failures++
+		wait := min(minRetry<<min(r.Failures-1, 10), maxRetry)
+		if outcome == coatcheck.OutcomeMisconfigured {
+			wait = misconfiguredRetry
+		}
+		r.RetryAt = m.Now().Add(wait/2 + mathrand.N(wait/2+1))
+		if outcome != coatcheck.OutcomeUnknown && !again {
+			r.Attempt, r.AttemptAt = "", time.Time{}
+		}
+	}
+}
+
+// keep writes down the new tokens. If the session has ended meanwhile nobody can use them
+// any more, and the provider is told so.
+func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt string, used time.Time, next *coatcheck.Session) (*Live, error) {
+	live, err := m.settle(ctx, t, before, attempt, used, func(s *coatcheck.Session) {
+		s.Tokens, s.Identity = next.Tokens, next.Identity
+		m.planRenewal(s)
+	})
+	m.renewal.gate.passed()
+	if errors.Is(err, ErrInvalid) {
+		m.revokeTokens(ctx, before.Ref, next.Tokens)
+	}
+	return live, err
+}
+
+// settle writes down what became of an attempt. It goes on until the store takes it: what is
+// not written is lost, and costs the person a sign-in.
+func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt string, used time.Time, change func(*coatcheck.Session)) (*Live, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
+	defer cancel()
+	token := before.Tokens.Refresh
+	for wait := minRetry / 10; ; wait = min(2*wait, 5*time.Second) {
+		live, err := m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+			if s.Renewal.Attempt != attempt || s.Tokens.Refresh != token && !lost(s) {
+				return false // another node goes on from here
+			}
+			s.Tokens.Refresh = token
+			change(s)
+			return true
+		})
+		if err == nil || errors.Is(err, ErrInvalid) {
+			return live, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(wait):
+		}
+	}
+}
+
+// lose forgets a refresh token that must not be sent again. The attempt stays, to say why.
+func (m *Manager) lose(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+	attempt := live.Renewal.Attempt
+	return m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+		if s.Renewal.Attempt != attempt || s.Tokens.Refresh == "" {
+			return false
+		}
+		s.Tokens.Refresh = ""
+		return true
+	})
+}
+
+// recheck asks whether the provider still vouches for the person.
+func (m *Manager) recheck(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+	next, err := m.Provider.Check(ctx, live.Session)
+	if err == nil {
+		m.renewal.gate.passed()
+		return m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+			s.Identity, s.Renewal.Checked = next.Identity, m.Now()
+			return true
+		})
+	}
+	outcome := outcomeOf(err)
+	m.renewal.gate.failed(outcome)
+	m.Logger.WarnContext(ctx, "the provider did not say whether it still vouches for somebody",
+		"session", live.Ref, "outcome", outcome.String(), "error", err)
+	switch {
+	case outcome != coatcheck.OutcomeRefused:
+		return live, nil
+	case live.Tokens.Refresh != "" && live.Renewal.Attempt == "":
+		return m.refresh(ctx, t, live, used) // which tells for sure
+	}
+	if err := m.end(ctx, live, coatcheck.ReasonRefreshRefused); err != nil {
+		return nil, err
+	}
+	return nil, ErrInvalid
+}
+
+// read returns the session that the store has for a ticket.
+func (m *Manager) read(ctx context.Context, t ticket) (*Live, error) {
+	rec, err := m.Store.Get(ctx, t.handle)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, ErrInvalid
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.unseal(t, rec.Value)
+}
+
+// rewrite changes a session's record by compare-and-set, again and again until nobody was
+// faster. The function change is given the session as it is then, and tells whether there
+// is anything to be written. It returns the session as it is afterwards, ErrInvalid where it
+// has ended, and every other error where the outcome is not known.
+//
+// The record lives as long as it did: to the idle end that it has, or that the last use
+// gives it.
+func (m *Manager) rewrite(ctx context.Context, t ticket, used time.Time, change func(*coatcheck.Session) bool) (*Live, error) {
+	for {
+		rec, err := m.Store.Get(ctx, t.handle)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, ErrInvalid
+		}
+		if err != nil {
+			return nil, err
+		}
+		live, err := m.unseal(t, rec.Value)
+		if err != nil {
+			return nil, err
+		}
+		next := *live.Session
+		if !change(&next) {
+			return live, nil
+		}
+		sealed, err := m.seal(t, &next)
+		if err != nil {
+			return nil, err
+		}
+		live = m.live(t, &next)
+		ttl := rec.TTL
+		if want := m.ttl(&next) - time.Since(used); want > ttl {
+			// As in touch, the entry first.
+			entry, err := m.listing(&next, live.handle, live.verifier)
+			if err != nil {
+				return nil, err
+			}
+			switch err := m.Registry.Renew(ctx, entry, want+listedLonger); {
+			case errors.Is(err, store.ErrEnding):
+				return nil, ErrInvalid
+			case err == nil:
+				ttl = want
+			}
+		}
+		err = m.Store.Replace(ctx, t.handle, rec.Revision, sealed, ttl)
+		switch {
+		case err == nil:
+			m.forget(live.handle)
+			return live, nil
+		case errors.Is(err, store.ErrNotFound):
+			m.forget(live.handle)
+			return nil, ErrInvalid
+		case !errors.Is(err, store.ErrConflict):
+			m.forget(live.handle)
+			return nil, err
+		}
+	}
+}

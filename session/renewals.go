@@ -1,0 +1,230 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+)
+
+const (
+	// maxRenewals bounds how many sessions a node renews at once.
+	maxRenewals = 64
+	// renewalPause is how long a node leaves a session alone after an attempt that brought
+	// nothing, unless a request waits for it or its record changes.
+	renewalPause = 5 * time.Second
+	// gateFailures is after how many failures in a row a node takes its provider for down.
+	// From then on one session at a time tries, ever more seldom.
+	gateFailures = 8
+	gateMost     = 30 * time.Second
+)
+
+// renewals are the sessions that this node has renewed, one attempt each whatever number of
+// requests wait for it. An attempt belongs to no request: clients come and go.
+type renewals struct {
+	slots chan struct{}
+	gate  gate
+
+	mu       sync.Mutex
+	attempts map[string]*attempt      // by handle
+	pauses   map[string]instant       // before which nobody who does not wait tries
+	watching map[string]*changeWaiter // who waits for a change of a record
+	running  sync.WaitGroup
+	closed   bool
+}
+
+// An attempt's fields but done may be read once that is closed.
+type attempt struct {
+	done chan struct{}
+	live *Live
+	held bool // another node is about it
+	err  error
+}
+
+type changeWaiter struct {
+	changed chan struct{}
+	count   int
+}
+
+func (r *renewals) init() {
+	r.slots = make(chan struct{}, maxRenewals)
+	r.attempts = make(map[string]*attempt)
+	r.pauses = make(map[string]instant)
+	r.watching = make(map[string]*changeWaiter)
+}
+
+// startRenewal returns the attempt to renew a session that is under way on this node, begun
+// now if there was none; nil where none is to be made now. waiting says that the caller
+// waits for it, with more patience than one who does not.
+func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
+	r := &m.renewal
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.attempts[live.handle]; a != nil {
+		return a
+	}
+	now := instantOf(time.Now())
+	if r.closed || !waiting && now < r.pauses[live.handle] || !r.gate.enter(now) {
+		return nil
+	}
+	a := &attempt{done: make(chan struct{})}
+	r.attempts[live.handle] = a
+	t.handle = live.handle // the ticket's is a part of the request's header
+	used := time.Now()
+	r.running.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				a.live, a.err = live, nil
+				m.Logger.Error("panic while a session was renewed", "session", live.Ref)
+			}
+			r.mu.Lock()
+			delete(r.attempts, live.handle)
+			if a.err == nil && m.needOf(a.live.Session, m.Now()) != needNothing {
+				r.pauses[live.handle] = instantOf(time.Now().Add(renewalPause))
+			}
+			r.mu.Unlock()
+			close(a.done)
+		}()
+		r.slots <- struct{}{}
+		defer func() { <-r.slots }()
+		ctx, cancel := context.WithTimeout(context.Background(), refreshLimit)
+		defer cancel()
+		a.live, a.held, a.err = m.attempt(ctx, t, live, used)
+	})
+	return a
+}
+
+// watch returns a channel that is closed at the next change of the handle's record that this
+// node hears of, or when it may have missed one. The function release ends the watch.
+func (r *renewals) watch(handle string) (changed <-chan struct{}, release func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.watching[handle]
+	if w == nil {
+		w = &changeWaiter{changed: make(chan struct{})}
+		r.watching[handle] = w
+	}
+	w.count++
+	return w.changed, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if w.count--; w.count == 0 && r.watching[handle] == w {
+			delete(r.watching, handle)
+		}
+	}
+}
+
+// changed wakes who waits for a change of the handle's record.
+func (r *renewals) changed(handle string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.pauses, handle)
+	if w := r.watching[handle]; w != nil {
+		delete(r.watching, handle)
+		close(w.changed)
+	}
+}
+
+// missed wakes everybody: the feed has had a gap.
+func (r *renewals) missed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for handle, w := range r.watching {
+		delete(r.watching, handle)
+		close(w.changed)
+	}
+}
+
+// trim forgets pauses that are over.
+func (r *renewals) trim(now instant) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for handle, until := range r.pauses {
+		if now >= until {
+			delete(r.pauses, handle)
+		}
+	}
+}
+
+// close ends the attempts: none is begun any more, and those under way have until ctx ends
+// to write down what the provider says. A node that leaves without that costs people a
+// sign-in.
+func (r *renewals) close(ctx context.Context) error {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	done := make(chan struct{})
+	go func() { r.running.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// A gate keeps a node from asking a provider that is down for each of its sessions. The zero
+// value lets everybody through.
+type gate struct {
+	mu       sync.Mutex
+	failures int
+	until    instant
+}
+
+// enter tells whether a session may be tried.
+func (g *gate) enter(now instant) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.failures < gateFailures {
+		return true
+	}
+	if now < g.until {
+		return false
+	}
+	// One tries. If nothing is heard of it, because it found nothing to do, another one may.
+	g.until = instantOf(time.Now().Add(minRetry))
+	return true
+}
+
+// failed notes an outcome that is the provider's, and not one person's.
+func (g *gate) failed(o coatcheck.Outcome) {
+	if o == coatcheck.OutcomeRefused {
+		g.passed() // it answers
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.failures++
+	if over := g.failures - gateFailures; over >= 0 {
+		g.until = instantOf(time.Now().Add(min(minRetry<<min(over, 10), gateMost)))
+	}
+}
+
+func (g *gate) passed() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.failures = 0
+}
+
+// told counts the result of an attempt.
+func (m *Manager) told(result string) {
+	if m.Renewed != nil {
+		m.Renewed(result)
+	}
+}
+
+// revokeTokens tells the provider that tokens are of no use any more.
+func (m *Manager) revokeTokens(ctx context.Context, ref coatcheck.Ref, tokens coatcheck.Tokens) {
+	token, kind := tokens.Refresh, coatcheck.RefreshToken
+	if token == "" {
+		token, kind = tokens.Access, coatcheck.AccessToken
+	}
+	if token == "" || m.Provider == nil {
+		return
+	}
+	if err := m.Provider.Revoke(ctx, token, kind); err != nil && !errors.Is(err, context.Canceled) {
+		m.Logger.WarnContext(ctx, "tokens of an ended session could not be revoked at the provider", "session", ref, "error", err)
+	}
+}
