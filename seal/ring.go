@@ -1,19 +1,17 @@
 package seal
 
 import (
-	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
+	"crypto/subtle"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,44 +22,71 @@ type kid [kidSize]byte
 func (k kid) String() string { return hex.EncodeToString(k[:]) }
 
 type key struct {
-	kid     kid
-	secret  [keySize]byte
-	created time.Time
+	kid      kid
+	secret   [keySize]byte
+	created  time.Time
+	activate time.Time // zero: at once
 }
 
-// A Ring is the server's keys: the first seals, all of them open. It is immutable
-// and safe for concurrent use. Every node of a cluster has the same ring.
+type retiredKey struct {
+	kid kid
+	at  time.Time
+}
+
+// A Ring is the server's keys: one seals, all of them open. Every node of a cluster has
+// the same ring. It is safe for concurrent use; Replace and Promote change it for
+// everybody who holds it, and no other method waits for them.
 type Ring struct {
-	keys  []key
 	index [keySize]byte // of Index; stays when the keys rotate
+
+	mu   sync.Mutex // held by whoever changes keys
+	keys atomic.Pointer[keySet]
 }
 
-// maxKeys bounds a ring. Rotation keeps a few old keys for as long as sessions live.
-const maxKeys = 64
-
-// ErrNoFile: the file that should hold the key ring does not exist.
-var ErrNoFile = errors.New("seal: no key ring file")
-
-// ringFile is the JSON form: the current key first.
-type ringFile struct {
-	Version  int       `json:"version"`
-	Keys     []keyFile `json:"keys"`
-	IndexKey string    `json:"index_key"` // 32 bytes, unpadded base64url
+// A keySet is immutable.
+type keySet struct {
+	keys    []key // newest first: by activate, then as they stand in the file
+	seals   int   // the index of the one that seals
+	retired []retiredKey
 }
 
-type keyFile struct {
-	Key     string    `json:"key"` // 32 bytes, unpadded base64url
-	Created time.Time `json:"created"`
+// Errors of Replace that callers may want to tell apart.
+var (
+	// ErrOtherIndex: the two rings have different index keys, so one of them finds none of
+	// the other's sessions.
+	ErrOtherIndex = errors.New("seal: another index_key")
+	// ErrKeyMissing: the key that seals now is neither among the keys of the next ring nor
+	// among those it has retired, so what was sealed a moment ago would be unknown.
+	ErrKeyMissing = errors.New("seal: the key that seals now is missing")
+)
+
+// A Key is what may be told of a key.
+type Key struct {
+	ID      string
+	Created time.Time
+	// ActivateAt is from when the key may seal; zero for at once.
+	ActivateAt time.Time
+}
+
+// A RetiredKey is one that was taken out of use.
+type RetiredKey struct {
+	ID string
+	At time.Time
 }
 
 // NewRing returns a ring of one random key, and a random index key.
 func NewRing() *Ring {
-	k := key{created: time.Now().UTC().Truncate(time.Second)}
-	rand.Read(k.secret[:]) // never fails (crypto/rand)
-	k.kid = fingerprint(k.secret[:])
-	r := &Ring{keys: []key{k}}
-	rand.Read(r.index[:])
+	r := &Ring{}
+	rand.Read(r.index[:]) // never fails (crypto/rand)
+	r.keys.Store(newKeySet([]key{newKey(time.Time{})}, nil))
 	return r
+}
+
+func newKey(activate time.Time) key {
+	k := key{created: time.Now().UTC().Truncate(time.Second), activate: activate}
+	rand.Read(k.secret[:])
+	k.kid = fingerprint(k.secret[:])
+	return k
 }
 
 func fingerprint(secret []byte) kid {
@@ -69,121 +94,134 @@ func fingerprint(secret []byte) kid {
 	return kid(sum[:kidSize])
 }
 
-// ParseRing reads the JSON form of a ring. No error shows a key.
-func ParseRing(data []byte) (*Ring, error) {
-	const op = "seal: key ring"
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	var f ringFile
-	if err := dec.Decode(&f); err != nil {
-		// encoding/json may quote a string that has the wrong type.
-		return nil, fmt.Errorf(`%s: not a key ring: want {"version": 1, "keys": [{"key": "…", "created": "…"}], "index_key": "…"}`, op)
+// newKeySet sorts keys, of which the oldest seals until somebody promotes another one.
+func newKeySet(keys []key, retired []retiredKey) *keySet {
+	slices.SortStableFunc(keys, func(a, b key) int { return b.activate.Compare(a.activate) })
+	return &keySet{keys: keys, seals: len(keys) - 1, retired: retired}
+}
+
+// Rotated returns a ring with one more key, which opens at once and may seal from
+// activate on. r stays as it is.
+func (r *Ring) Rotated(activate time.Time) (*Ring, error) {
+	s := r.keys.Load()
+	if len(s.keys) == maxKeys {
+		return nil, fmt.Errorf("seal: the ring has %d keys, and no more can be kept: retire one", maxKeys)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("%s: text after the end", op)
-	}
+	return r.with(newKeySet(append([]key{newKey(activate.UTC().Truncate(time.Second))}, s.keys...), s.retired)), nil
+}
+
+// Retired returns a ring without the key of that ID, which is noted as retired: what it
+// has sealed is known to be over, and not just unknown. r stays as it is. It fails for a
+// key that the ring does not have, and for its only one.
+func (r *Ring) Retired(id string, at time.Time) (*Ring, error) {
+	s := r.keys.Load()
+	i := slices.IndexFunc(s.keys, func(k key) bool { return k.kid.String() == id })
 	switch {
-	case f.Version != 1:
-		return nil, fmt.Errorf("%s: version is %d, this coatcheck reads version 1", op, f.Version)
-	case len(f.Keys) == 0:
-		return nil, fmt.Errorf("%s: no keys", op)
-	case len(f.Keys) > maxKeys:
-		return nil, fmt.Errorf("%s: %d keys, at most %d can be kept", op, len(f.Keys), maxKeys)
+	case i < 0:
+		return nil, fmt.Errorf("seal: the ring has no key %q", id)
+	case len(s.keys) == 1:
+		return nil, fmt.Errorf("seal: %s is the only key of the ring", id)
 	}
-	r := &Ring{}
-	for i, kf := range f.Keys {
-		secret, ok := decodeBase64(kf.Key)
-		if !ok || len(secret) != keySize {
-			return nil, fmt.Errorf("%s: keys[%d] is not %d bytes in unpadded base64url", op, i, keySize)
-		}
-		if bytes.Equal(secret, make([]byte, keySize)) {
-			return nil, fmt.Errorf("%s: keys[%d] is all zeros", op, i)
-		}
-		k := key{kid: fingerprint(secret), secret: [keySize]byte(secret), created: kf.Created}
-		if _, dup := r.find(k.kid); dup {
-			return nil, fmt.Errorf("%s: keys[%d] stands there twice", op, i)
-		}
-		r.keys = append(r.keys, k)
-	}
-	if f.IndexKey == "" {
-		return nil, fmt.Errorf("%s: it has no index_key: coatcheck key new makes a ring that has one, and with a new ring everybody signs in again: see docs/operations.md, The key ring", op)
-	}
-	index, ok := decodeBase64(f.IndexKey)
-	if !ok || len(index) != keySize {
-		return nil, fmt.Errorf("%s: index_key is not %d bytes in unpadded base64url", op, keySize)
-	}
-	if bytes.Equal(index, make([]byte, keySize)) {
-		return nil, fmt.Errorf("%s: index_key is all zeros", op)
-	}
-	r.index = [keySize]byte(index)
-	return r, nil
+	keys := slices.Delete(slices.Clone(s.keys), i, i+1)
+	retired := append(slices.Clone(s.retired), retiredKey{s.keys[i].kid, at.UTC().Truncate(time.Second)})
+	// The oldest of too many is long forgotten by everybody.
+	retired = retired[max(0, len(retired)-maxRetired):]
+	return r.with(newKeySet(keys, retired)), nil
 }
 
-// ReadRing reads a ring from a file. It returns an error that wraps ErrNoFile if the
-// file does not exist.
-func ReadRing(file string) (*Ring, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", ErrNoFile, file)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("seal: %w", err)
-	}
-	r, err := ParseRing(data)
-	if err != nil {
-		return nil, fmt.Errorf("%w (in %s)", err, file)
-	}
-	return r, nil
+func (r *Ring) with(s *keySet) *Ring {
+	next := &Ring{index: r.index}
+	next.keys.Store(s)
+	return next
 }
 
-// Marshal returns the JSON form of the ring, which holds its secrets.
-func (r *Ring) Marshal() []byte {
-	f := ringFile{Version: 1, IndexKey: base64.RawURLEncoding.EncodeToString(r.index[:])}
-	for _, k := range r.keys {
-		f.Keys = append(f.Keys, keyFile{
-			Key:     base64.RawURLEncoding.EncodeToString(k.secret[:]),
-			Created: k.created,
-		})
+// Replace gives the ring the keys of next, for all who hold it. The key that seals goes on
+// to seal, unless next has retired it: then it is the oldest of next's. Replace changes
+// nothing if it fails, with ErrOtherIndex or ErrKeyMissing.
+func (r *Ring) Replace(next *Ring) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if subtle.ConstantTimeCompare(r.index[:], next.index[:]) != 1 {
+		return ErrOtherIndex
 	}
-	data, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		panic(err) // strings and times always marshal
+	seals := r.keys.Load().current().kid
+	s := *next.keys.Load()
+	switch _, err := s.find(seals); {
+	case err == nil:
+		s.seals = slices.IndexFunc(s.keys, func(k key) bool { return k.kid == seals })
+	case errors.Is(err, ErrRetired):
+		s.seals = len(s.keys) - 1
+	default:
+		return fmt.Errorf("%w: %s", ErrKeyMissing, seals)
 	}
-	return append(data, '\n')
-}
-
-// WriteNew writes the ring to a file that must not exist yet, readable by its owner
-// alone. The file appears whole or not at all, so that a second process that starts
-// at the same moment never reads half a ring.
-func (r *Ring) WriteNew(file string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".keys-*") // mode 0600
-	if err != nil {
-		return fmt.Errorf("seal: %w", err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(r.Marshal())
-	err = errors.Join(err, tmp.Sync(), tmp.Close())
-	if err == nil {
-		err = os.Link(tmp.Name(), file) // fails if the file exists
-	}
-	if err != nil {
-		return fmt.Errorf("seal: write key ring: %w", err)
-	}
+	r.keys.Store(&s)
 	return nil
 }
 
-// KeyIDs returns the names of the ring's keys, the current one first. A name tells
-// nothing about the key.
+// Promote lets the newest key seal whose time has come and of which known says that all
+// who have to open what it seals have it. known is asked for keys that are newer than the
+// one that seals, the newest first; where it is nil there is nobody to wait for. Promote
+// tells whether another key seals now. It never goes back to an older one.
+func (r *Ring) Promote(now time.Time, known func(id string) bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := *r.keys.Load()
+	for i, k := range s.keys[:s.seals] {
+		if !k.activate.After(now) && (known == nil || known(k.kid.String())) {
+			s.seals = i
+			r.keys.Store(&s)
+			return true
+		}
+	}
+	return false
+}
+
+// Current returns the ID of the key that seals.
+func (r *Ring) Current() string { return r.keys.Load().current().kid.String() }
+
+// KeyIDs returns the IDs of the ring's keys, the newest first. An ID tells nothing about
+// the key.
 func (r *Ring) KeyIDs() []string {
-	ids := make([]string, len(r.keys))
-	for i, k := range r.keys {
+	keys := r.keys.Load().keys
+	ids := make([]string, len(keys))
+	for i, k := range keys {
 		ids[i] = k.kid.String()
 	}
 	return ids
 }
 
-// Format implements fmt.Formatter: a ring shows the names of its keys, whatever the
-// verb.
+// Keys returns what may be told of the ring's keys, the newest first.
+func (r *Ring) Keys() []Key {
+	keys := r.keys.Load().keys
+	list := make([]Key, len(keys))
+	for i, k := range keys {
+		list[i] = Key{k.kid.String(), k.created, k.activate}
+	}
+	return list
+}
+
+// RetiredKeys returns the keys that were taken out of use, in the order of the file.
+func (r *Ring) RetiredKeys() []RetiredKey {
+	retired := r.keys.Load().retired
+	list := make([]RetiredKey, len(retired))
+	for i, k := range retired {
+		list[i] = RetiredKey{k.kid.String(), k.at}
+	}
+	return list
+}
+
+// Outdated tells whether a record was sealed by a key that is older than the one that
+// seals now, so that it should be sealed anew.
+func (r *Ring) Outdated(sealed []byte) bool {
+	id, ok := ticketKey(sealed)
+	if !ok {
+		return false
+	}
+	s := r.keys.Load()
+	return slices.ContainsFunc(s.keys[s.seals+1:], func(k key) bool { return k.kid == id })
+}
+
+// Format implements fmt.Formatter: a ring shows the IDs of its keys, whatever the verb.
 func (r *Ring) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key ring %v", r.KeyIDs()) }
 
 // Index returns a keyed hash of parts, for names in a store that must tell nothing and
@@ -201,13 +239,21 @@ func (r *Ring) Index(purpose string, parts ...string) [sha256.Size]byte {
 	return [sha256.Size]byte(mac.Sum(nil))
 }
 
-func (r *Ring) current() *key { return &r.keys[0] }
+func (r *Ring) current() *key { return r.keys.Load().current() }
 
-func (r *Ring) find(id kid) (*key, bool) {
-	for i := range r.keys {
-		if r.keys[i].kid == id {
-			return &r.keys[i], true
+func (r *Ring) find(id kid) (*key, error) { return r.keys.Load().find(id) }
+
+func (s *keySet) current() *key { return &s.keys[s.seals] }
+
+// find returns ErrRetired or ErrUnknownKey.
+func (s *keySet) find(id kid) (*key, error) {
+	for i := range s.keys {
+		if s.keys[i].kid == id {
+			return &s.keys[i], nil
 		}
 	}
-	return nil, false
+	if slices.ContainsFunc(s.retired, func(k retiredKey) bool { return k.kid == id }) {
+		return nil, ErrRetired
+	}
+	return nil, ErrUnknownKey
 }

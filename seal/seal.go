@@ -5,7 +5,8 @@
 //
 // Two forms exist. A record ([Ring.SealRecord]) is opened by a ticket's secret
 // together with a key of the ring: neither the store nor the cookie nor the ring
-// alone suffices. A value ([Ring.SealValue]) is opened by the ring alone.
+// alone suffices. One part of it may be sealed to the ring alone besides
+// ([Ring.SealRecordEscrow]). A value ([Ring.SealValue]) is opened by the ring alone.
 //
 // Both are AES-256-GCM under keys from HKDF-SHA256 (RFC 5869), with a key
 // commitment, since GCM alone lets a crafted ciphertext open under two keys.
@@ -30,9 +31,14 @@ var (
 	// that it has a later format. Another node may have the key or know the format:
 	// nothing is known of the value but that this node can't open it.
 	ErrUnknownKey = errors.New("seal: sealed by a key that is not in this ring, or in a later format")
+	// ErrRetired: the value was sealed by a key that was taken out of use. No node opens it
+	// any more.
+	ErrRetired = errors.New("seal: sealed by a key that is retired")
 	// ErrBroken: the value is not one of ours, was changed, or belongs to another
 	// place. The causes are not told apart.
 	ErrBroken = errors.New("seal: does not open")
+	// ErrNoEscrow: nothing in the record is sealed to the ring alone.
+	ErrNoEscrow = errors.New("seal: record without escrow")
 )
 
 // A Place says where a sealed value belongs. It is not stored but authenticated:
@@ -45,7 +51,11 @@ type Place struct {
 }
 
 const (
-	formatVersion = 1
+	// formatPlain is the format of values, and of records without escrow.
+	formatPlain = 1
+	// formatEscrow is formatPlain with one more section, between wraps and body: the size of
+	// what follows, and what was escrowed in the form of a value.
+	formatEscrow = 2
 
 	keySize    = 32
 	kidSize    = 8
@@ -54,22 +64,22 @@ const (
 	tagSize    = 16
 	saltSize   = 24
 
-	// wrapTicket marks the wrap that a ticket's secret opens. Others will stand
-	// beside it for hand-off and escrow.
+	// wrapTicket marks the wrap that a ticket's secret opens. Others may stand beside it.
 	wrapTicket = 1
 	wrapSize   = 1 + kidSize + commitSize + nonceSize + keySize + tagSize
 
 	recordHead  = 2 // version, number of wraps
 	maxWraps    = 8
 	recordExtra = nonceSize + tagSize
+	escrowHead  = 4 // size of the section behind it
 	valueHead   = 1 + kidSize + saltSize + commitSize
 )
 
 // tuple is the unambiguous form of a place, with what the key schedule adds to it:
 // every part behind its length. It is both the HKDF info and the additional data.
-func (p Place) tuple(part string, kid kid) []byte {
+func (p Place) tuple(format byte, part string, kid kid) []byte {
 	b := make([]byte, 0, 32+len(p.Purpose)+len(p.Tenant)+len(p.Cookie)+len(p.Key))
-	b = append(b, formatVersion)
+	b = append(b, format)
 	for _, s := range [...]string{part, p.Purpose, p.Tenant, p.Cookie, p.Key, string(kid[:])} {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(s)))
 		b = append(b, s...)
@@ -100,12 +110,36 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 }
 
 // SealRecord seals plaintext for the store: the body under a random data key, the
-// data key under a key made of the ticket's secret and the ring's current key. The
-// secret must be random and belong to this record alone.
+// data key under a key made of the ticket's secret and the key of the ring that seals now.
+// The secret must be random and belong to this record alone.
 func (r *Ring) SealRecord(place Place, secret, plaintext []byte) ([]byte, error) {
+	return r.current().sealRecord(place, secret, plaintext, nil)
+}
+
+// SealRecordEscrow is SealRecord, and seals escrowed besides so that OpenEscrow opens it
+// without the secret. With nothing in escrow it is SealRecord. Nodes of a version that
+// does not know of escrow do not open such a record.
+func (r *Ring) SealRecordEscrow(place Place, secret, plaintext, escrowed []byte) ([]byte, error) {
 	current := r.current()
-	info := place.tuple("wrap", current.kid)
-	kek, commit, err := derive(secret, current.secret[:], info)
+	if len(escrowed) == 0 {
+		return current.sealRecord(place, secret, plaintext, nil)
+	}
+	sealed, err := current.sealValue(place, formatEscrow, "escrow", escrowed)
+	if err != nil {
+		return nil, err
+	}
+	section := binary.BigEndian.AppendUint32(make([]byte, 0, escrowHead+len(sealed)), uint32(len(sealed)))
+	return current.sealRecord(place, secret, plaintext, append(section, sealed...))
+}
+
+// sealRecord seals a record with a section of what is in escrow, nil for none.
+func (k *key) sealRecord(place Place, secret, plaintext, section []byte) ([]byte, error) {
+	format := byte(formatPlain)
+	if section != nil {
+		format = formatEscrow
+	}
+	info := place.tuple(format, "wrap", k.kid)
+	kek, commit, err := derive(secret, k.secret[:], info)
 	if err != nil {
 		return nil, err
 	}
@@ -116,58 +150,135 @@ func (r *Ring) SealRecord(place Place, secret, plaintext []byte) ([]byte, error)
 		return nil, err
 	}
 
-	out := make([]byte, 0, recordHead+wrapSize+recordExtra+len(plaintext))
-	out = append(out, formatVersion, 1, wrapTicket)
-	out = append(out, current.kid[:]...)
+	out := make([]byte, 0, recordHead+wrapSize+len(section)+recordExtra+len(plaintext))
+	out = append(out, format, 1, wrapTicket)
+	out = append(out, k.kid[:]...)
 	out = append(out, commit...)
 	out = sealRandom(out, kek, dataKey[:], info)
-	return sealRandom(out, body, plaintext, place.tuple("body", kid{})), nil
+	out = append(out, section...)
+	return sealRandom(out, body, plaintext, bodyInfo(place, format, section)), nil
 }
 
-// OpenRecord opens what SealRecord made at the same place with the same secret. It
-// returns ErrUnknownKey or ErrBroken.
+// bodyInfo is the additional data of a body. The section with what is in escrow is a part
+// of it, so that it can't be taken from another record, nor left out.
+func bodyInfo(place Place, format byte, section []byte) []byte {
+	return append(place.tuple(format, "body", kid{}), section...)
+}
+
+// OpenRecord opens what SealRecord or SealRecordEscrow made at the same place with the same
+// secret. It returns ErrUnknownKey, ErrRetired or ErrBroken.
 func (r *Ring) OpenRecord(place Place, secret, sealed []byte) ([]byte, error) {
+	rec, err := parseRecord(sealed)
+	if err != nil {
+		return nil, err
+	}
+	wrap, ok := rec.ticketWrap()
+	if !ok {
+		return nil, ErrBroken
+	}
+	dataKey, err := r.unwrap(place, rec.format, secret, wrap)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := newGCM(dataKey)
+	if err != nil {
+		return nil, err
+	}
+	return openRandom(aead, rec.body, bodyInfo(place, rec.format, rec.section))
+}
+
+// OpenEscrow opens what SealRecordEscrow put in escrow at the same place. It returns
+// ErrNoEscrow, ErrUnknownKey, ErrRetired or ErrBroken. Only OpenRecord can tell whether
+// the body beside it was changed.
+func (r *Ring) OpenEscrow(place Place, sealed []byte) ([]byte, error) {
+	rec, err := parseRecord(sealed)
+	if err != nil {
+		return nil, err
+	}
+	if rec.format != formatEscrow {
+		return nil, ErrNoEscrow
+	}
+	return r.openValue(place, formatEscrow, "escrow", rec.section[escrowHead:])
+}
+
+// KeyID returns the ID of the key that a record was sealed by, as far as its head tells:
+// nothing is opened. It is not ok if the head is none of ours, or in a later format.
+func KeyID(sealed []byte) (id string, ok bool) {
+	k, ok := ticketKey(sealed)
+	if !ok {
+		return "", false
+	}
+	return k.String(), true
+}
+
+func ticketKey(sealed []byte) (kid, bool) {
+	rec, err := parseRecord(sealed)
+	if err != nil {
+		return kid{}, false
+	}
+	wrap, ok := rec.ticketWrap()
+	if !ok {
+		return kid{}, false
+	}
+	return kid(wrap[:kidSize]), true
+}
+
+// A sealedRecord is a record's parts, none of them verified.
+type sealedRecord struct {
+	format  byte
+	wraps   []byte // whole ones
+	section []byte // with its size; nil in formatPlain
+	body    []byte // nonce, ciphertext and tag
+}
+
+// parseRecord returns ErrUnknownKey for a later format, and ErrBroken.
+func parseRecord(sealed []byte) (sealedRecord, error) {
 	if len(sealed) < recordHead {
-		return nil, ErrBroken
+		return sealedRecord{}, ErrBroken
 	}
-	if sealed[0] > formatVersion { // a later coatcheck runs beside this one
-		return nil, ErrUnknownKey
-	}
-	if sealed[0] != formatVersion {
-		return nil, ErrBroken
+	rec := sealedRecord{format: sealed[0]}
+	if rec.format > formatEscrow { // a later coatcheck runs beside this one
+		return sealedRecord{}, ErrUnknownKey
 	}
 	wraps := int(sealed[1])
-	if wraps > maxWraps || len(sealed) < recordHead+wraps*wrapSize+recordExtra {
-		return nil, ErrBroken
+	if rec.format < formatPlain || wraps > maxWraps || len(sealed) < recordHead+wraps*wrapSize {
+		return sealedRecord{}, ErrBroken
 	}
-	body := sealed[recordHead+wraps*wrapSize:]
-	for i := range wraps {
-		wrap := sealed[recordHead+i*wrapSize:][:wrapSize]
-		if wrap[0] != wrapTicket {
-			continue
+	rec.wraps, rec.body = sealed[recordHead:][:wraps*wrapSize], sealed[recordHead+wraps*wrapSize:]
+	if rec.format == formatEscrow {
+		if len(rec.body) < escrowHead {
+			return sealedRecord{}, ErrBroken
 		}
-		dataKey, err := r.unwrap(place, secret, wrap[1:])
-		if err != nil {
-			return nil, err
+		size := uint64(binary.BigEndian.Uint32(rec.body))
+		if size > uint64(len(rec.body)-escrowHead) {
+			return sealedRecord{}, ErrBroken
 		}
-		aead, err := newGCM(dataKey)
-		if err != nil {
-			return nil, err
-		}
-		return openRandom(aead, body, place.tuple("body", kid{}))
+		rec.section, rec.body = rec.body[:escrowHead+size], rec.body[escrowHead+size:]
 	}
-	return nil, ErrBroken
+	if len(rec.body) < recordExtra {
+		return sealedRecord{}, ErrBroken
+	}
+	return rec, nil
+}
+
+// ticketWrap returns the wrap that the ticket's secret opens, without its mark.
+func (rec sealedRecord) ticketWrap() ([]byte, bool) {
+	for wraps := rec.wraps; len(wraps) > 0; wraps = wraps[wrapSize:] {
+		if wraps[0] == wrapTicket {
+			return wraps[1:wrapSize], true
+		}
+	}
+	return nil, false
 }
 
 // unwrap returns the data key. The wrap names one key of the ring, and only that one
 // is tried.
-func (r *Ring) unwrap(place Place, secret, wrap []byte) ([]byte, error) {
-	id := kid(wrap[:kidSize])
-	k, ok := r.find(id)
-	if !ok {
-		return nil, ErrUnknownKey
+func (r *Ring) unwrap(place Place, format byte, secret, wrap []byte) ([]byte, error) {
+	k, err := r.find(kid(wrap[:kidSize]))
+	if err != nil {
+		return nil, err
 	}
-	info := place.tuple("wrap", id)
+	info := place.tuple(format, "wrap", k.kid)
 	kek, commit, err := derive(secret, k.secret[:], info)
 	if err != nil {
 		return nil, err
@@ -179,43 +290,57 @@ func (r *Ring) unwrap(place Place, secret, wrap []byte) ([]byte, error) {
 }
 
 // SealValue seals plaintext for a cookie or a form field, as base64url. Each value
-// has a key of its own, derived from the ring's current key and a random salt, so the
-// number of values that one ring key may seal is not bounded by GCM's nonces.
+// has a key of its own, derived from the key of the ring that seals now and a random salt,
+// so the number of values that one ring key may seal is not bounded by GCM's nonces.
 func (r *Ring) SealValue(place Place, plaintext []byte) (string, error) {
-	current := r.current()
-	info := place.tuple("value", current.kid)
-	var salt [saltSize]byte
-	rand.Read(salt[:])
-	aead, commit, err := derive(current.secret[:], salt[:], info)
+	sealed, err := r.current().sealValue(place, formatPlain, "value", plaintext)
 	if err != nil {
 		return "", err
 	}
+	return base64.RawURLEncoding.EncodeToString(sealed), nil
+}
+
+// sealValue seals something to the ring alone. part keeps apart what it is a part of.
+func (k *key) sealValue(place Place, format byte, part string, plaintext []byte) ([]byte, error) {
+	info := place.tuple(format, part, k.kid)
+	var salt [saltSize]byte
+	rand.Read(salt[:])
+	aead, commit, err := derive(k.secret[:], salt[:], info)
+	if err != nil {
+		return nil, err
+	}
 	out := make([]byte, 0, valueHead+tagSize+len(plaintext))
-	out = append(out, formatVersion)
-	out = append(out, current.kid[:]...)
+	out = append(out, format)
+	out = append(out, k.kid[:]...)
 	out = append(out, salt[:]...)
 	out = append(out, commit...)
 	// The key serves this one message, so the nonce may be constant.
-	out = aead.Seal(out, make([]byte, nonceSize), plaintext, info)
-	return base64.RawURLEncoding.EncodeToString(out), nil
+	return aead.Seal(out, make([]byte, nonceSize), plaintext, info), nil
 }
 
 // ValueSize returns the length of the text that SealValue makes of n bytes.
 func ValueSize(n int) int { return base64.RawURLEncoding.EncodedLen(valueHead + tagSize + n) }
 
-// OpenValue opens what SealValue made at the same place. It returns ErrUnknownKey or
-// ErrBroken.
+// OpenValue opens what SealValue made at the same place. It returns ErrUnknownKey,
+// ErrRetired or ErrBroken.
 func (r *Ring) OpenValue(place Place, value string) ([]byte, error) {
 	sealed, ok := decodeBase64(value)
-	if !ok || len(sealed) < valueHead+tagSize || sealed[0] != formatVersion {
+	if !ok {
 		return nil, ErrBroken
 	}
-	id := kid(sealed[1 : 1+kidSize])
-	k, ok := r.find(id)
-	if !ok {
-		return nil, ErrUnknownKey
+	return r.openValue(place, formatPlain, "value", sealed)
+}
+
+// openValue opens what sealValue made of the same part.
+func (r *Ring) openValue(place Place, format byte, part string, sealed []byte) ([]byte, error) {
+	if len(sealed) < valueHead+tagSize || sealed[0] != format {
+		return nil, ErrBroken
 	}
-	info := place.tuple("value", id)
+	k, err := r.find(kid(sealed[1 : 1+kidSize]))
+	if err != nil {
+		return nil, err
+	}
+	info := place.tuple(format, part, k.kid)
 	rest := sealed[1+kidSize:]
 	aead, commit, err := derive(k.secret[:], rest[:saltSize], info)
 	if err != nil {

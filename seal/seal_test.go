@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -19,12 +20,14 @@ var (
 	text   = []byte("the tokens stay behind the counter")
 )
 
-// ringOf returns a ring of the given keys, the first of them current.
+// ringOf returns a ring of the given rings' keys, of which the first seals.
 func ringOf(rings ...*Ring) *Ring {
-	r := &Ring{index: rings[0].index}
+	var keys []key
 	for _, one := range rings {
-		r.keys = append(r.keys, one.keys...)
+		keys = append(keys, one.keys.Load().keys...)
 	}
+	r := rings[0].with(newKeySet(keys, nil))
+	r.Promote(time.Now(), nil)
 	return r
 }
 
@@ -119,7 +122,7 @@ func TestChangedRecord(t *testing.T) {
 			changed[i] ^= 1 << bit
 			got, err := ring.OpenRecord(here, secret, changed)
 			want := ErrBroken
-			if i == 0 && changed[0] > formatVersion || i > recordHead && i <= recordHead+kidSize {
+			if i == 0 && changed[0] > formatEscrow || i > recordHead && i <= recordHead+kidSize {
 				want = ErrUnknownKey
 			}
 			wantErr(t, got, err, want)
@@ -303,7 +306,7 @@ func TestOneKeyIsTried(t *testing.T) {
 	a, b := NewRing(), NewRing()
 	ring := ringOf(a, b)
 	record := sealRecord(t, a, here, secret, text)
-	copy(record[recordHead+1:], b.keys[0].kid[:])
+	copy(record[recordHead+1:], b.current().kid[:])
 	got, err := ring.OpenRecord(here, secret, record)
 	wantErr(t, got, err, ErrBroken)
 
@@ -311,7 +314,7 @@ func TestOneKeyIsTried(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	copy(value[1:], b.keys[0].kid[:])
+	copy(value[1:], b.current().kid[:])
 	got, err = ring.OpenValue(here, base64.RawURLEncoding.EncodeToString(value))
 	wantErr(t, got, err, ErrBroken)
 }
@@ -343,7 +346,7 @@ func TestWraps(t *testing.T) {
 		{"more than there may be", rewrap(record, slices.Repeat([][]byte{ours}, maxWraps+1)...), ErrBroken},
 		{"none", rewrap(record), ErrBroken},
 		{"of another kind only", rewrap(record, other), ErrBroken},
-		{"announced and not there", append([]byte{formatVersion, 2}, record[recordHead:]...), ErrBroken},
+		{"announced and not there", append([]byte{formatPlain, 2}, record[recordHead:]...), ErrBroken},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := ring.OpenRecord(here, secret, test.record)
@@ -370,7 +373,7 @@ func TestBodyOfAnotherRecord(t *testing.T) {
 func TestBodyIsBoundToItsPlace(t *testing.T) {
 	ring := NewRing()
 	record := sealRecord(t, ring, here, secret, text)
-	dataKey, err := ring.unwrap(here, secret, record[recordHead+1:][:wrapSize-1])
+	dataKey, err := ring.unwrap(here, formatPlain, secret, record[recordHead+1:][:wrapSize-1])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +384,7 @@ func TestBodyIsBoundToItsPlace(t *testing.T) {
 	elsewhere := here
 	elsewhere.Key += "0"
 	for place, want := range map[Place]error{here: nil, elsewhere: ErrBroken} {
-		moved := sealRandom(bytes.Clone(record[:recordHead+wrapSize]), aead, text, place.tuple("body", kid{}))
+		moved := sealRandom(bytes.Clone(record[:recordHead+wrapSize]), aead, text, place.tuple(formatPlain, "body", kid{}))
 		if got, err := ring.OpenRecord(here, secret, moved); !errors.Is(err, want) || (want == nil) != bytes.Equal(got, text) {
 			t.Errorf("a body sealed for %q: %q, %v; want %v", place.Key, got, err, want)
 		}
