@@ -84,7 +84,7 @@ func layer(dir string) string {
 			return "driver"
 		}
 		return "ground"
-	case "route", "session", "oidc", "policy", "audit", "upstream":
+	case "route", "session", "oidc", "policy", "audit", "upstream", "cluster":
 		return "stage"
 	case "proxy", "admin":
 		return "line"

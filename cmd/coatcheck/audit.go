@@ -7,6 +7,7 @@ import (
 	"log/slog"
 
 	"github.com/coatcheck/coatcheck/audit"
+	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/session"
 )
 
@@ -38,8 +39,12 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 	if err := kept.Ping(ctx); err != nil {
 		return err
 	}
+	clock := cluster.NewClock(kept, logger)
+	if err := clock.Measure(ctx); err != nil {
+		return err
+	}
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
-	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, logger)
+	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, clock.Now, logger)
 
 	pause := session.AuditPause
 	if c.Repair {

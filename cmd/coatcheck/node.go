@@ -12,6 +12,7 @@ import (
 
 	"github.com/coatcheck/coatcheck/admin"
 	"github.com/coatcheck/coatcheck/audit"
+	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/oidc"
 	"github.com/coatcheck/coatcheck/proxy"
@@ -30,6 +31,7 @@ type node struct {
 	events   *audit.Log
 	streams  *upstream.Streams
 	store    store.Store
+	clock    *cluster.Clock
 	metrics  http.Handler
 }
 
@@ -53,8 +55,13 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 		n.logger.Info("serving metrics", "address", l.Addr().String())
 	}
 
+	// A store that doesn't answer now is asked again; whoever comes meanwhile needs it too.
+	if err := n.clock.Measure(ctx); err != nil {
+		n.logger.Warn("going by this node's own clock until the store tells the time", "error", err)
+	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
+	tasks.Go(func() { n.clock.Run(background) })
 	tasks.Go(func() { n.signIn.Run(background) })
 	tasks.Go(func() { n.sessions.Run(background) })
 	tasks.Go(func() { n.follow(background) })

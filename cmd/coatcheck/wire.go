@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coatcheck/coatcheck/audit"
+	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/cookie"
 	"github.com/coatcheck/coatcheck/metrics"
@@ -68,9 +69,10 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		Logger:     logger,
 	})
 	kept := counts.Store(guarded)
+	clock := cluster.NewClock(kept, logger)
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
 	events.Subscribe(counts.Events(cfg.Node))
-	sessions := newSessions(cfg, ring, jar, kept, events, logger)
+	sessions := newSessions(cfg, ring, jar, kept, events, clock.Now, logger)
 	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
 	counts.Breaker(
 		func() int { reads, _ := guarded.States(); return int(reads) },
@@ -96,6 +98,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		Jar:             jar,
 		Once:            kept,
 		Logger:          logger,
+		Now:             clock.Now,
 	})
 	front := proxy.New(proxy.Options{
 		PublicURL: cfg.PublicURL,
@@ -125,12 +128,13 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		events:   events,
 		streams:  streams,
 		store:    kept,
+		clock:    clock,
 		metrics:  counts.Handler(),
 	}, nil
 }
 
 // newSessions returns the manager of the sessions in a store.
-func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, logger *slog.Logger) *session.Manager {
+func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, now func() time.Time, logger *slog.Logger) *session.Manager {
 	return session.New(session.Options{
 		Store:       kept,
 		Registry:    kept,
@@ -147,6 +151,7 @@ func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept stor
 		CacheSize:   cfg.Cache.SizeBytes,
 		Lease:       cfg.Cache.Lease,
 		OutageGrace: cfg.Session.OutageGrace,
+		Now:         now,
 		Logger:      logger,
 	})
 }
