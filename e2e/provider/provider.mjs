@@ -3,13 +3,15 @@
 //
 //   node provider.mjs CONFIG.json
 //
-// The configuration names the issuer, which must be http on a loopback port, and the
-// clients as RFC 7591 metadata; internal/testenv writes it. People: alice (in admins),
-// bob, carol and u0 to u999, each with the user name as password. GET /_counts says
-// how often each endpoint was asked. Signing keys are made at start and never stored.
+// The configuration names the issuer, which must be http on a loopback port, the port to
+// listen on where that is another one, the clients as RFC 7591 metadata, and the lifetime
+// of access tokens; internal/testenv writes it. People: alice (in admins), bob, carol and
+// u0 to u999, each with the user name as password. GET /_counts says how often each
+// endpoint was asked, GET /_refreshes what became of refresh tokens, and POST /_people
+// changes somebody. Signing keys are made at start and never stored.
 
 import { strict as assert } from 'node:assert';
-import { generateKeyPair, randomBytes } from 'node:crypto';
+import { createHash, generateKeyPair, randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { promisify } from 'node:util';
@@ -62,8 +64,12 @@ class Storage {
 
 const people = /^(alice|bob|carol|u\d{1,3})$/;
 
+// What POST /_people has said of somebody: groups, disabled.
+const changes = new Map();
+
 function account(sub) {
-  if (!people.test(sub)) return undefined;
+  const changed = changes.get(sub);
+  if (!people.test(sub) || changed?.disabled) return undefined;
   return {
     accountId: sub,
     claims: () => ({
@@ -72,15 +78,17 @@ function account(sub) {
       preferred_username: sub,
       email: `${sub}@example.com`,
       email_verified: true,
-      groups: sub === 'alice' ? ['admins', 'staff'] : ['staff'],
+      groups: changed?.groups ?? (sub === 'alice' ? ['admins', 'staff'] : ['staff']),
     }),
   };
 }
 
-// Whatever a client asks for is granted, so nobody sees a consent page.
+// Whatever a client asks for is granted, so nobody sees a consent page, also where the
+// grant that the session names was revoked.
 async function grant({ oidc }) {
   const known = oidc.result?.consent?.grantId ?? oidc.session.grantIdFor(oidc.client.clientId);
-  if (known) return oidc.provider.Grant.find(known);
+  const live = known && await oidc.provider.Grant.find(known);
+  if (live) return live;
   const fresh = new oidc.provider.Grant({
     clientId: oidc.client.clientId,
     accountId: oidc.session.accountId,
@@ -138,7 +146,36 @@ const provider = new Provider(config.issuer, {
     ctx.body = page('The provider refuses', `<pre>${escape(JSON.stringify(out))}</pre>`);
   },
   rotateRefreshToken: true,
+  ttl: config.accessTokenLifetime ? { AccessToken: config.accessTokenLifetime } : {},
 });
+
+// How often each refresh token was redeemed, by its hash, and how many were refused. A
+// request whose client is not known redeems nothing.
+const redeemed = new Map();
+let refused = 0;
+
+provider.use(async (ctx, next) => {
+  await next();
+  const token = ctx.oidc?.route === 'token' && ctx.oidc.client && ctx.oidc.params?.refresh_token;
+  if (!token) return;
+  const hash = createHash('sha256').update(token).digest('base64url');
+  redeemed.set(hash, (redeemed.get(hash) ?? 0) + 1);
+  if (ctx.status !== 200) refused += 1;
+});
+
+function refreshes() {
+  let live = 0;
+  let total = 0;
+  let most = 0;
+  for (const [key, { payload }] of records) {
+    if (key.startsWith('RefreshToken:') && !payload.consumed) live += 1;
+  }
+  for (const uses of redeemed.values()) {
+    total += uses;
+    most = Math.max(most, uses);
+  }
+  return { total, most, refused, live };
+}
 
 function escape(text) {
   return String(text).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -173,7 +210,7 @@ async function interaction(req, res) {
   }
   const form = new URLSearchParams(await body(req));
   const name = form.get('username') ?? '';
-  if (!people.test(name) || form.get('password') !== name) {
+  if (!account(name) || form.get('password') !== name) {
     signInForm(res, 401, uid, 'The user name or the password is wrong.');
     return;
   }
@@ -193,6 +230,7 @@ const endpoints = {
   '/.well-known/openid-configuration': 'discovery',
   '/auth': 'authorize',
   '/token': 'token',
+  '/token/revocation': 'revocation',
   '/me': 'userinfo',
   '/jwks': 'jwks',
   '/session/end': 'end_session',
@@ -206,6 +244,18 @@ const server = createServer((req, res) => {
     send(res, 200, 'application/json', JSON.stringify(counts));
     return;
   }
+  if (pathname === '/_refreshes') {
+    send(res, 200, 'application/json', JSON.stringify(refreshes()));
+    return;
+  }
+  if (pathname === '/_people') {
+    body(req).then((text) => {
+      const { sub, ...change } = JSON.parse(text);
+      changes.set(sub, { ...changes.get(sub), ...change });
+      send(res, 200, 'application/json', '{}');
+    });
+    return;
+  }
   if (pathname in endpoints) counts[endpoints[pathname]] += 1;
   if (!pathname.startsWith('/interaction/')) {
     protocol(req, res);
@@ -216,7 +266,7 @@ const server = createServer((req, res) => {
   });
 });
 
-server.listen(Number(issuer.port), '127.0.0.1', () => console.log('ready', config.issuer));
+server.listen(config.port ?? Number(issuer.port), '127.0.0.1', () => console.log('ready', config.issuer));
 
 process.once('SIGTERM', () => {
   server.close();

@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // ProviderOptions are the settings of an independent OpenID provider.
@@ -23,6 +25,10 @@ type ProviderOptions struct {
 	// claims of a scope come from the userinfo endpoint. False: they are in the ID
 	// token as well.
 	ConformIDTokenClaims bool
+	// AccessTokenLifetime is in whole seconds. Zero: an hour.
+	AccessTokenLifetime time.Duration
+	// Faults puts a ProviderProxy in front of the provider.
+	Faults bool
 }
 
 // A Provider is a running OpenID provider that is not our own: the certified npm
@@ -34,8 +40,10 @@ type Provider struct {
 	Issuer       string
 	ClientID     string
 	ClientSecret string
+	Proxy        *ProviderProxy // nil without ProviderOptions.Faults
 
 	t       testing.TB
+	direct  string // where the process itself listens
 	command Command
 	process *Process
 }
@@ -49,11 +57,17 @@ func StartProvider(t testing.TB, o ProviderOptions) *Provider {
 		missing(t, "the packages of e2e/provider are not installed (make deps)")
 	}
 
+	port := FreePort(t)
 	p := &Provider{
-		Issuer:       "http://" + Loopback(FreePort(t)),
+		Issuer:       "http://" + Loopback(port),
 		ClientID:     "coatcheck",
 		ClientSecret: rand.Text(),
 		t:            t,
+		direct:       "http://" + Loopback(port),
+	}
+	if o.Faults {
+		p.Proxy = startProviderProxy(t, Loopback(port))
+		p.Issuer = p.Proxy.issuer
 	}
 	client := map[string]any{ // RFC 7591 §2
 		"client_id":                 p.ClientID,
@@ -67,7 +81,9 @@ func StartProvider(t testing.TB, o ProviderOptions) *Provider {
 	}
 	config, err := json.Marshal(map[string]any{
 		"issuer":               p.Issuer,
+		"port":                 port,
 		"conformIdTokenClaims": o.ConformIDTokenClaims,
+		"accessTokenLifetime":  int(o.AccessTokenLifetime.Seconds()),
 		"clients":              []any{client},
 	})
 	if err != nil {
@@ -81,7 +97,7 @@ func StartProvider(t testing.TB, o ProviderOptions) *Provider {
 		Path:  node,
 		Args:  []string{"provider.mjs", file},
 		Dir:   dir,
-		Ready: func(ctx context.Context) error { return p.get(ctx, "/_counts", new(Counts)) },
+		Ready: func(ctx context.Context) error { return p.ask(ctx, http.MethodGet, "/_counts", nil, new(Counts)) },
 	}
 	p.process = Start(t, p.command)
 	return p
@@ -92,6 +108,7 @@ type Counts struct {
 	Discovery  int `json:"discovery"`
 	Authorize  int `json:"authorize"`
 	Token      int `json:"token"`
+	Revocation int `json:"revocation"`
 	UserInfo   int `json:"userinfo"`
 	JWKS       int `json:"jwks"`
 	EndSession int `json:"end_session"`
@@ -101,10 +118,36 @@ type Counts struct {
 func (p *Provider) Counts() Counts {
 	p.t.Helper()
 	var c Counts
-	if err := p.get(p.t.Context(), "/_counts", &c); err != nil {
-		p.t.Fatalf("testenv: provider's counts: %v", err)
-	}
+	p.mustAsk(http.MethodGet, "/_counts", nil, &c)
 	return c
+}
+
+// Refreshes says what has become of a Provider's refresh tokens since it started.
+type Refreshes struct {
+	Total   int `json:"total"`   // how often any was redeemed, by a client that the provider knows
+	Most    int `json:"most"`    // how often the one was that was redeemed most often
+	Refused int `json:"refused"` // how many of Total got nothing
+	Live    int `json:"live"`    // how many could be redeemed now
+}
+
+// Refreshes asks the provider, which must be running.
+func (p *Provider) Refreshes() Refreshes {
+	p.t.Helper()
+	var r Refreshes
+	p.mustAsk(http.MethodGet, "/_refreshes", nil, &r)
+	return r
+}
+
+// SetGroups changes the groups of a person.
+func (p *Provider) SetGroups(username string, groups ...string) {
+	p.t.Helper()
+	p.mustAsk(http.MethodPost, "/_people", map[string]any{"sub": username, "groups": append([]string{}, groups...)}, &struct{}{})
+}
+
+// Disable closes the account of a person, who can't sign in any more and gets no tokens.
+func (p *Provider) Disable(username string) {
+	p.t.Helper()
+	p.mustAsk(http.MethodPost, "/_people", map[string]any{"sub": username, "disabled": true}, &struct{}{})
 }
 
 // Stop ends the provider in an orderly way.
@@ -114,16 +157,30 @@ func (p *Provider) Stop() { p.process.Stop() }
 func (p *Provider) Kill() { p.process.Kill() }
 
 // Restart ends the provider if it runs and starts it again under the same issuer
-// and for the same client. It has forgotten everything else: its sessions, its
-// tokens, its counts and its signing keys are new.
+// and for the same client. It has forgotten everything else: its sessions, its tokens,
+// its counts and what it was told of people; its signing keys are new.
 func (p *Provider) Restart() {
 	p.t.Helper()
 	p.process.Stop()
 	p.process = Start(p.t, p.command)
 }
 
-func (p *Provider) get(ctx context.Context, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Issuer+path, nil)
+func (p *Provider) mustAsk(method, path string, body, into any) {
+	p.t.Helper()
+	if err := p.ask(p.t.Context(), method, path, body, into); err != nil {
+		p.t.Fatalf("testenv: provider: %v", err)
+	}
+}
+
+// ask asks one of the provider's endpoints for tests, past the proxy.
+func (p *Provider) ask(ctx context.Context, method, path string, body, into any) error {
+	var text bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&text).Encode(body); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, p.direct+path, &text)
 	if err != nil {
 		return err
 	}
@@ -134,7 +191,7 @@ func (p *Provider) get(ctx context.Context, path string, into any) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", path, resp.Status)
+		return fmt.Errorf("%s %s: %s", method, path, resp.Status)
 	}
 	return json.NewDecoder(resp.Body).Decode(into)
 }

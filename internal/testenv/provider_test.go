@@ -15,7 +15,7 @@ import (
 )
 
 // relyingParty is the least that can sign somebody in: it answers the callback with
-// the claims of the ID token, and those of userinfo in a second field.
+// the claims of the ID token, those of userinfo in a second field, and the refresh token.
 func relyingParty(t *testing.T) (start string, connect func(*Provider)) {
 	var p *Provider
 	var config oauth2.Config
@@ -28,7 +28,7 @@ func relyingParty(t *testing.T) (start string, connect func(*Provider)) {
 		http.Redirect(w, r, config.AuthCodeURL("s", oauth2.S256ChallengeOption(verifier)), http.StatusFound)
 	})
 	mux.HandleFunc("/callback", func(w http.ResponseWriter, r *http.Request) {
-		token, err := config.Exchange(r.Context(), r.FormValue("code"), oauth2.VerifierOption(verifier))
+		token, err := config.Exchange(p.context(t), r.FormValue("code"), oauth2.VerifierOption(verifier))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
@@ -54,7 +54,7 @@ func relyingParty(t *testing.T) (start string, connect func(*Provider)) {
 		if token.RefreshToken == "" {
 			t.Error("no refresh token")
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"id": idClaims, "info": infoClaims})
+		_ = json.NewEncoder(w).Encode(map[string]any{"id": idClaims, "info": infoClaims, "refresh": token.RefreshToken})
 	})
 	return server.URL + "/start", func(running *Provider) {
 		p = running
