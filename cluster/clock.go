@@ -99,6 +99,9 @@ func (c *Clock) Measure(ctx context.Context) error {
 	asked := c.own()
 	theirs, err := c.source.Now(ctx)
 	answered := c.own()
+	if err == nil && answered.Sub(asked) > measureLimit {
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
 		return fmt.Errorf("cluster: clock: %w", err)
 	}

@@ -140,7 +140,20 @@ func TestClockLeavesASlowStore(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 		wantAhead(t, c, 0, 0)
+		// It answers late, to a node that was stopped meanwhile.
+		c.source = late{s}
+		if err := c.Measure(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Measure = %v", err)
+		}
+		wantAhead(t, c, 0, 0)
 	})
+}
+
+// late answers whatever the deadline.
+type late struct{ *source }
+
+func (l late) Now(ctx context.Context) (time.Time, error) {
+	return l.source.Now(context.WithoutCancel(ctx))
 }
 
 // A poor answer gives way to none better for ever: when the clocks may have drifted by as
