@@ -1,9 +1,9 @@
 // Package upstream forwards judged requests to the apps behind us.
 //
-// It stands on httputil.ReverseProxy and adds what that leaves open: header fields
-// that say who the user is come from us alone, the bytes of the request target leave
-// as they were judged, our cookies stay here, a tunnel opens only for a WebSocket
-// handshake that both sides completed, and what is open for long can be ended politely.
+// Header fields that say who the user is come from us alone, the bytes of the request
+// target leave as they were judged, our cookies stay here, a tunnel opens only for a
+// WebSocket handshake that both sides completed, and what is open for long can be ended
+// politely. Connections to apps, and the framing of messages on them, are net/http's.
 package upstream
 
 import (
@@ -11,10 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"net/url"
 	"strings"
 	"sync"
@@ -162,47 +160,44 @@ func (u *Upstream) Forward(w http.ResponseWriter, r *http.Request, c *Call) erro
 		// than HTTP/1 have nothing to enable.
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
-	ex.proxy = httputil.ReverseProxy{
-		Rewrite:        ex.rewrite,
-		ModifyResponse: ex.modify,
-		ErrorHandler:   ex.fail,
-		Transport:      u.options.Transport,
-		BufferPool:     buffers{},
-		ErrorLog:       silence,
-	}
-	// The reverse proxy copies and cleans what it is given, so it is given only what
-	// rewrite does not make afresh. Trailers end here: they must not be merged
-	// (RFC 9110 §6.5.1), and an app might find names of ours in them.
-	in := r.WithContext(r.Context())
-	// Opaque is what net/url writes without touching it.
-	ex.url = url.URL{Scheme: u.scheme, Host: u.host, Opaque: u.base + cutPrefix(c.RawPath, u.strip)}
-	in.URL = &ex.url
-	in.Host = ""
-	if u.options.PreserveHost {
-		in.Host = c.Host
-	}
-	in.Header, in.Trailer = nil, nil
 	if ex.websocket != "" {
-		in.Header = handshakeHeader
+		ex.upgrade()
+	} else {
+		ex.forward()
 	}
-	ex.proxy.ServeHTTP(ex, in)
 	return ex.err
 }
 
-// An exchange is one request and its answer. It is the ResponseWriter that the reverse
-// proxy writes to.
+// request returns the request that the app gets, without its header. Trailers end here: they
+// must not be merged (RFC 9110 §6.5.1), and an app might find names of ours in them.
+func (ex *exchange) request() *http.Request {
+	u, c := ex.up, ex.call
+	out := ex.in.WithContext(ex.in.Context())
+	// Opaque is what net/url writes without touching it.
+	ex.url = url.URL{
+		Scheme: u.scheme, Host: u.host, Opaque: u.base + cutPrefix(c.RawPath, u.strip),
+		RawQuery: c.RawQuery, ForceQuery: c.ForceQuery,
+	}
+	out.URL = &ex.url
+	out.Host = ""
+	if u.options.PreserveHost {
+		out.Host = c.Host
+	}
+	out.Header, out.Trailer = nil, nil
+	out.Close = false // that is between the client and us
+	return out
+}
+
+// An exchange is one request and its answer.
 type exchange struct {
 	http.ResponseWriter
 	up   *Upstream
 	in   *http.Request
 	call *Call
 
-	proxy     httputil.ReverseProxy
-	url       url.URL       // of the request that proxy is given
+	url       url.URL       // of the request that the app gets
 	websocket string        // Sec-WebSocket-Accept to be expected; "" if no tunnel is asked for
 	upload    atomic.Value  // error of reading the request's body
-	answered  bool          // the final answer is being written
-	early     http.Header   // header of informational answers, which go nowhere
 	body      answerBody    // the answer's body
 	tunnel    *tunnel       // after a 101
 	place     *Bulkhead     // where a place is to be given back; nil: nowhere, or not any more
@@ -213,16 +208,6 @@ type exchange struct {
 	err       error         // of Forward
 	values    [maxFields]string
 	used      int
-}
-
-// rewrite completes the request that the app gets.
-func (ex *exchange) rewrite(pr *httputil.ProxyRequest) {
-	out := pr.Out
-	out.URL.RawQuery, out.URL.ForceQuery = ex.call.RawQuery, ex.call.ForceQuery
-	if out.Body != nil {
-		out.Body = &requestBody{ReadCloser: out.Body, failed: &ex.upload}
-	}
-	out.Header = ex.header(ex.in.Header)
 }
 
 // modify makes the answer that the client gets.
@@ -246,15 +231,11 @@ func (ex *exchange) modify(res *http.Response) error {
 			delete(res.Header, name)
 		}
 	}
-	ex.answered = true
 	return nil
 }
 
 // fail keeps the error for Forward to return.
-func (ex *exchange) fail(_ http.ResponseWriter, _ *http.Request, err error) {
-	if ex.tunnel != nil && ex.tunnel.client != nil {
-		return // the connection is no longer HTTP's, there is nobody to tell
-	}
+func (ex *exchange) fail(err error) {
 	const op = "upstream.forward"
 	code := coatcheck.CodeUpstreamFailed
 	var timeout net.Error
@@ -311,27 +292,6 @@ func (ex *exchange) end() {
 	}
 	if ex.tunnel != nil {
 		_ = ex.tunnel.app.Close() // where w could not be hijacked
-	}
-}
-
-// Header returns the header of the answer being made. Informational answers get one of
-// their own: the reverse proxy clears it afterwards, and what the request line has
-// already set must survive.
-func (ex *exchange) Header() http.Header {
-	if ex.answered {
-		return ex.ResponseWriter.Header()
-	}
-	if ex.early == nil {
-		ex.early = make(http.Header)
-	}
-	return ex.early
-}
-
-// WriteHeader drops informational answers: towards the client we are the origin server
-// (RFC 9110 §3.7), and net/http sends its own 100 Continue.
-func (ex *exchange) WriteHeader(code int) {
-	if ex.answered {
-		ex.ResponseWriter.WriteHeader(code)
 	}
 }
 
@@ -437,15 +397,3 @@ func cutPrefix(raw, prefix string) string {
 	}
 	return raw[end:]
 }
-
-// silence takes the reverse proxy's complaints about broken bodies; Broken counts them.
-var silence = log.New(io.Discard, "", 0)
-
-var pool = sync.Pool{New: func() any { return new([32 << 10]byte) }}
-
-// buffers is the reverse proxy's view of the pool. Without one it makes a new buffer
-// for every answer, at half its whole cost again.
-type buffers struct{}
-
-func (buffers) Get() []byte  { return pool.Get().(*[32 << 10]byte)[:] }
-func (buffers) Put(b []byte) { pool.Put((*[32 << 10]byte)(b)) }

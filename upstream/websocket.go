@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -64,8 +66,74 @@ func (ex *exchange) handshake() error {
 	return nil
 }
 
+// upgrade forwards a WebSocket handshake. A httputil.ReverseProxy carries the tunnel, or the
+// app's answer if it opens none.
+func (ex *exchange) upgrade() {
+	h := &upgrade{exchange: ex}
+	proxy := httputil.ReverseProxy{
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.Out.URL.RawQuery, pr.Out.URL.ForceQuery = ex.call.RawQuery, ex.call.ForceQuery
+			pr.Out.Header = ex.header(ex.in.Header)
+		},
+		ModifyResponse: func(res *http.Response) error {
+			err := ex.modify(res)
+			h.answered = err == nil
+			return err
+		},
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			// Once the connection is no longer HTTP's there is nobody to tell.
+			if ex.tunnel == nil || ex.tunnel.client == nil {
+				ex.fail(err)
+			}
+		},
+		Transport:  ex.up.options.Transport,
+		BufferPool: buffers{},
+		ErrorLog:   silence,
+	}
+	in := ex.request()
+	in.Header = handshakeHeader
+	proxy.ServeHTTP(h, in)
+}
+
 // handshakeHeader is all that the reverse proxy sees of a handshake. It copies it.
 var handshakeHeader = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+
+// An upgrade is the ResponseWriter that the reverse proxy writes to.
+type upgrade struct {
+	*exchange
+	answered bool        // the final answer is being written
+	early    http.Header // header of informational answers, which go nowhere
+}
+
+// Header returns the header of the answer being made. Informational answers get one of
+// their own: the reverse proxy clears it afterwards, and what the request line has
+// already set must survive.
+func (h *upgrade) Header() http.Header {
+	if h.answered {
+		return h.ResponseWriter.Header()
+	}
+	if h.early == nil {
+		h.early = make(http.Header)
+	}
+	return h.early
+}
+
+// WriteHeader drops informational answers: towards the client we are the origin server
+// (RFC 9110 §3.7), and net/http sends its own 100 Continue.
+func (h *upgrade) WriteHeader(code int) {
+	if h.answered {
+		h.ResponseWriter.WriteHeader(code)
+	}
+}
+
+// silence takes the reverse proxy's complaints about broken bodies; Broken counts them.
+var silence = log.New(io.Discard, "", 0)
+
+// buffers is the reverse proxy's view of the pool.
+type buffers struct{}
+
+func (buffers) Get() []byte  { return pool.Get().(*[32 << 10]byte)[:] }
+func (buffers) Put(b []byte) { pool.Put((*[32 << 10]byte)(b)) }
 
 func (ex *exchange) allows(origin string) bool {
 	if strings.EqualFold(origin, ex.call.Scheme+"://"+ex.call.Host) {
