@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 func TestMarshalParse(t *testing.T) {
@@ -300,6 +301,11 @@ func FuzzParseRing(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	full, err := os.ReadFile("testdata/ring.json")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(full)
 	f.Add([]byte(`{"version": 1, "keys": [{"key": "` + strings.Repeat("A", 43) + `", "created": "2026-01-01T00:00:00Z"}]}`))
 	f.Add([]byte(`{"version": 1, "keys": null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -317,8 +323,19 @@ func FuzzParseRing(f *testing.F) {
 		if err != nil {
 			t.Fatalf("a ring does not read what it wrote: %v", err)
 		}
-		if !slices.Equal(again.KeyIDs(), ring.KeyIDs()) {
+		sameTime := func(a, b time.Time) bool { return a.Equal(b) }
+		if !slices.EqualFunc(again.Keys(), ring.Keys(), func(a, b Key) bool {
+			return a.ID == b.ID && sameTime(a.Created, b.Created) && sameTime(a.ActivateAt, b.ActivateAt)
+		}) || !slices.EqualFunc(again.RetiredKeys(), ring.RetiredKeys(), func(a, b RetiredKey) bool {
+			return a.ID == b.ID && sameTime(a.At, b.At)
+		}) {
 			t.Error("the keys changed")
+		}
+		if !slices.Contains(ring.KeyIDs(), ring.Current()) {
+			t.Error("a key seals that is not in the ring")
+		}
+		if err := ring.Replace(again); err != nil {
+			t.Errorf("a ring can't be replaced by itself: %v", err)
 		}
 	})
 }

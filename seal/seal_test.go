@@ -394,6 +394,16 @@ func TestBodyIsBoundToItsPlace(t *testing.T) {
 // goldenValue is the place of testdata/value.txt.
 var goldenValue = Place{Purpose: "login", Tenant: "default", Cookie: "__Host-coatcheck-login"}
 
+// goldenPlace is the place of testdata/record.txt and testdata/escrow.txt, and goldenTicket
+// the ticket's secret that opens them.
+var (
+	goldenPlace = Place{
+		Purpose: "session", Tenant: "default", Cookie: "__Host-coatcheck",
+		Key: "__Host-coatcheck-000102030405060708090a0b0c0d0e0f",
+	}
+	goldenTicket = func() []byte { sum := sha256.Sum256([]byte("test ticket")); return sum[:16] }()
+)
+
 func golden(t testing.TB, name string) string {
 	t.Helper()
 	data, err := os.ReadFile("testdata/" + name)
@@ -406,20 +416,8 @@ func golden(t testing.TB, name string) string {
 // What is sealed stays readable. The files were made by another implementation, from
 // the description of the format alone; they must never be made anew for this version.
 func TestGolden(t *testing.T) {
-	ring, err := ReadRing("testdata/keys.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ticket := sha256.Sum256([]byte("test ticket"))
-	place := Place{
-		Purpose: "session", Tenant: "default", Cookie: "__Host-coatcheck",
-		Key: "__Host-coatcheck-000102030405060708090a0b0c0d0e0f",
-	}
-	record, err := base64.RawURLEncoding.DecodeString(golden(t, "record.txt"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := ring.OpenRecord(place, ticket[:16], record)
+	ring, record := goldenRecord(t, "record.txt")
+	got, err := ring.OpenRecord(goldenPlace, goldenTicket, record)
 	if want := "the plaintext of a record"; err != nil || string(got) != want {
 		t.Errorf("OpenRecord = %q, %v; want %q", got, err, want)
 	}
