@@ -115,7 +115,7 @@ func (a Audit) Unlisted() (n int) {
 // Repair takes a session whose record is gone off the list, and ends one that nobody lists.
 func (m *Manager) Repair(ctx context.Context, f Finding) error {
 	if f.Entry != nil {
-		return m.endListed(ctx, f.Entry.listed, coatcheck.ReasonLost)
+		return m.endListed(ctx, f.Entry.listed, coatcheck.ReasonLost, nil)
 	}
 	if e, err := m.listedAs(ctx, f.Ref); err != nil || e != nil {
 		return err // it is listed by now

@@ -21,13 +21,22 @@ import (
 // more. A session of the same person that the request carries gives its place to the new
 // one.
 //
+// s.Renewal.Checked is a time before the provider was asked for what it says in s, by
+// Options.Now; the zero time stands for now. If the provider has ended that session since
+// then, or all of the person's, it is ended here too before anybody gets it.
+//
 // With an error no cookie is set and no session exists that anybody could use. It has
-// CodeLimit where a limit refuses it, and CodeUnknown where the store or the ring can't
-// tell; any other is a defect of ours.
+// CodeSessionEnded, with *EndedError, where the provider has ended it, CodeLimit where a
+// limit refuses it, and CodeUnknown where the store or the ring can't tell; any other is a
+// defect of ours.
 func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session) (*Live, error) {
 	const op = "session.begin"
 	s.Tenant = m.Tenant
 	s.Created = m.Now()
+	confirmed := s.Renewal.Checked
+	if confirmed.IsZero() {
+		confirmed = s.Created
+	}
 	s.Deadline = s.Created.Add(m.Absolute)
 	s.Origin.Node = m.Node
 	s.Origin.UserAgent = legibleUserAgent(s.Origin.UserAgent)
@@ -75,7 +84,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	for _, victim := range ending {
-		if err = m.finish(ctx, victim); err != nil {
+		if err = m.finish(ctx, victim, m.opened(victim, carried)); err != nil {
 			break
 		}
 	}
@@ -89,10 +98,27 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
 	}
-	m.Jar.Set(h, m.Jar.Session(), t.cookieValue(), m.Absolute)
+	over, err := m.barred(ctx, listing, confirmed)
+	if err != nil {
+		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
 	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))
+	if over {
+		if err := m.end(ctx, live, coatcheck.ReasonBackChannel); err != nil {
+			m.upkeep.leave(entry, coatcheck.ReasonBackChannel)
+		}
+		return nil, coatcheck.E(coatcheck.CodeSessionEnded, op, &EndedError{coatcheck.ReasonBackChannel})
+	}
+	m.Jar.Set(h, m.Jar.Session(), t.cookieValue(), m.Absolute)
 	return live, nil
 }
+
+// An EndedError says why a session has ended.
+type EndedError struct{ Reason coatcheck.Reason }
+
+// Error implements error.
+func (e *EndedError) Error() string { return "the session has ended: " + string(e.Reason) }
 
 // admit is Registry.Admit, with a second try where the list denies for sessions that are
 // gone, because the store has lost them.
@@ -115,7 +141,7 @@ func (m *Manager) admit(ctx context.Context, e store.Entry, ttl time.Duration, r
 		}
 		lost, endErr := m.Registry.End(ctx, listed, string(coatcheck.ReasonLost))
 		if endErr == nil {
-			endErr = m.finish(ctx, lost)
+			endErr = m.finish(ctx, lost, nil)
 		}
 		if endErr != nil && !errors.Is(endErr, store.ErrNotFound) {
 			return nil, endErr
@@ -137,6 +163,16 @@ func replaced(carried []*Live, listing store.Entry) string {
 		}
 	}
 	return ""
+}
+
+// opened returns the session of an entry if it is one of those that the request carries.
+func (m *Manager) opened(e store.Entry, carried []*Live) *coatcheck.Session {
+	for _, l := range carried {
+		if e.ID == string(l.Ref) {
+			return l.Session
+		}
+	}
+	return nil
 }
 
 // carried returns the live sessions that a request carries.

@@ -23,6 +23,8 @@ type mortal struct {
 	store.Backend
 	at    int  // the number of the call, from 1 on; 0: it never dies
 	after bool // the call is still done, and its answer gets lost
+	// before, unless it is nil, is called before each call with its number.
+	before func(call int)
 
 	mu    sync.Mutex
 	dead  bool
@@ -32,13 +34,19 @@ type mortal struct {
 // enter counts a call, and tells whether the node dies at it.
 func (m *mortal) enter(op string) (last bool) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.dead {
+		m.mu.Unlock()
 		runtime.Goexit()
 	}
 	m.trace = append(m.trace, op)
-	m.dead = len(m.trace) == m.at
-	return m.dead
+	number := len(m.trace)
+	last = number == m.at
+	m.dead = last
+	m.mu.Unlock()
+	if m.before != nil {
+		m.before(number)
+	}
+	return last
 }
 
 // call makes one call, on the goroutine that the node's request is on or one that it waits
@@ -200,17 +208,17 @@ func TestNodeDies(t *testing.T) {
 		{
 			"sign-in, another is evicted", store.EvictOldest,
 			func(w *ward) { w.begin() },
-			"Create Admit Create Delete Append Remove Append",
+			"Create Admit Create Delete Append Remove Get Append",
 		},
 		{
 			"sign-in again", store.Deny,
 			func(w *ward) { w.begin(w.held[0]) },
-			"Get Create Admit Create Delete Append Remove Append",
+			"Get Create Admit Create Delete Append Remove Get Append",
 		},
 		{
 			"sign-in where somebody else was", store.EvictIdle,
 			func(w *ward) { w.begin(w.bob) },
-			"Get Create Admit Create Delete Append Remove End Create Delete Append Remove Append",
+			"Get Create Admit Create Delete Append Remove End Create Delete Append Remove Get Append",
 		},
 		{
 			"sign-in where the store has lost a session", store.Deny,
@@ -242,6 +250,14 @@ func TestNodeDies(t *testing.T) {
 				}
 			},
 			"Find End Create Delete Append Remove End Create Delete Append Remove",
+		},
+		{
+			"back-channel logout", store.EvictOldest,
+			func(w *ward) {
+				defer time.Sleep(2 * clockError) // who signs in after that does so after it
+				_, _ = w.dying.BackChannelLogout(w.t.Context(), Logout{Issuer: "https://idp.example", Subject: "alice", ID: "1"})
+			},
+			"", // in no certain order
 		},
 		{
 			"use", store.EvictOldest,
@@ -340,7 +356,7 @@ func (w *ward) outlived() {
 		t.Errorf("%d findings", len(a.Findings))
 	}
 
-	time.Sleep(2*brief + store.ClaimLife)
+	time.Sleep(max(2*brief+store.ClaimLife, replayLife))
 	for key := range w.memory.Keys(t.Context(), "") {
 		t.Errorf("in the end there is %s", key)
 	}

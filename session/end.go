@@ -3,9 +3,13 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"net/http"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/store"
@@ -28,18 +32,19 @@ func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) err
 	if err != nil {
 		return err
 	}
-	return m.endListed(ctx, listing, reason)
+	return m.endListed(ctx, listing, reason, l.Session)
 }
 
 // endListed marks an entry as ending, and finishes it. One that is not listed, for the
 // registry has lost it, is ended all the same; and so is one that can't be marked, by a
 // store that refuses to write: the record is deleted, and the entry follows when it can.
-func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason) error {
+// opened is the session, nil if nobody holds its ticket.
+func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason, opened *coatcheck.Session) error {
 	marked, err := m.mark(ctx, listing, reason)
 	if err != nil {
-		return m.endUnmarked(ctx, listing, reason, err)
+		return m.endUnmarked(ctx, listing, reason, opened, err)
 	}
-	return m.finish(ctx, marked)
+	return m.finish(ctx, marked, opened)
 }
 
 // mark marks an entry as ending, and returns it as it is then.
@@ -53,12 +58,14 @@ func (m *Manager) mark(ctx context.Context, listing store.Entry, reason coatchec
 }
 
 // endUnmarked ends a session whose entry could not be marked for cause.
-func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, cause error) error {
+func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, opened *coatcheck.Session, cause error) error {
 	e, _ := m.describe(listing)
 	_ = m.bury(ctx, e, reason) // a store that refuses writes has no room for it, perhaps
+	granted := m.granted(ctx, listing, reason, opened)
 	if err := m.Store.Delete(ctx, listing.Record); err != nil {
 		return errors.Join(cause, err)
 	}
+	m.revokeLater(granted)
 	m.forget(listing.Record)
 	m.upkeep.revoked(listing.Record)
 	m.upkeep.leave(e, reason)
@@ -67,17 +74,19 @@ func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason c
 
 // finish ends what is left of a session whose entry is marked as ending. It returns nil
 // once nobody can use the session; what then fails of the rest is done again by whichever
-// node reaps the entry.
-func (m *Manager) finish(ctx context.Context, listed store.Entry) error {
+// node reaps the entry. opened is the session, nil if nobody holds its ticket.
+func (m *Manager) finish(ctx context.Context, listed store.Entry, opened *coatcheck.Session) error {
 	e, _ := m.describe(listed) // one of another version ends without a word of explanation
 	reason := e.reason()
 	if err := m.bury(ctx, e, reason); err != nil {
 		m.Logger.DebugContext(ctx, "an ended session will not be able to say why", "session", e.Ref, "error", err)
 	}
+	granted := m.granted(ctx, listed, reason, opened)
 	if err := m.Store.Delete(ctx, listed.Record); err != nil {
 		return err
 	}
 	m.forget(listed.Record)
+	m.revokeLater(granted)
 	if listed.Ending != store.ReasonExpired {
 		m.upkeep.revoked(listed.Record)
 	}
@@ -109,12 +118,10 @@ type Query struct {
 	Subject string
 	SID     string
 	Ref     coatcheck.Ref
+	Except  coatcheck.Ref // this one is left out
 }
 
-// Find yields the listed sessions of the tenant that match q, page by page, in no particular
-// order. A listed session may have ended a moment ago. An entry that can't be read comes
-// with ErrUndescribed, without ending the list; an error of the store ends it.
-func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
+func (m *Manager) storeQuery(q Query) store.Query {
 	sq := store.Query{Tenant: m.tenantName(), ID: string(q.Ref)}
 	if q.Subject != "" {
 		sq.User = m.userName(q.Issuer, q.Subject)
@@ -122,8 +129,18 @@ func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	if q.SID != "" {
 		sq.SID = m.sidName(q.Issuer, q.SID)
 	}
+	return sq
+}
+
+// Find yields the listed sessions of the tenant that match q, page by page, in no particular
+// order. A listed session may have ended a moment ago. An entry that can't be read comes
+// with ErrUndescribed, without ending the list; an error of the store ends it.
+func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		for listed, err := range m.Registry.Find(ctx, sq) {
+		for listed, err := range m.Registry.Find(ctx, m.storeQuery(q)) {
+			if err == nil && q.Except != "" && listed.ID == string(q.Except) {
+				continue
+			}
 			var e Entry
 			if err == nil {
 				e, err = m.describe(listed)
@@ -138,7 +155,54 @@ func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 // Revoke ends a session that Find has found, for every node. An error leaves open whether it
 // has ended.
 func (m *Manager) Revoke(ctx context.Context, e Entry, reason coatcheck.Reason) error {
-	return m.endListed(ctx, e.listed, reason)
+	return m.endListed(ctx, e.listed, reason, nil)
+}
+
+// EndAll ends all listed sessions that match q, for every node, and returns how many lived
+// until then. Only with a nil error can none of them be used any more. q must say whose
+// sessions, which of the provider's, or which one.
+func (m *Manager) EndAll(ctx context.Context, q Query, reason coatcheck.Reason) (ended int, err error) {
+	const op = "session.end_all"
+	if q.Subject == "" && q.SID == "" && q.Ref == "" {
+		return 0, coatcheck.E(coatcheck.CodeInternal, op, errors.New("the query names nobody"))
+	}
+	ended, err = m.endAll(ctx, m.storeQuery(q), func(e store.Entry) bool { return e.ID == string(q.Except) }, reason)
+	if err != nil {
+		return ended, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
+	return ended, nil
+}
+
+// endAll ends all listed sessions that match q but those that are spared; nil spares none.
+// Those that somebody else is ending already are ended as well: nobody knows how far that is.
+func (m *Manager) endAll(ctx context.Context, q store.Query, spared func(store.Entry) bool, reason coatcheck.Reason) (ended int, err error) {
+	var count, failures atomic.Int64
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	var findErr error
+	for listed, err := range m.Registry.Find(ctx, q) {
+		if err != nil {
+			findErr = fmt.Errorf("find the sessions: %w", err)
+			break
+		}
+		if spared != nil && spared(listed) {
+			continue
+		}
+		group.Go(func() error {
+			if err := m.endListed(ctx, listed, reason, nil); err != nil {
+				failures.Add(1)
+				return err
+			}
+			if listed.Ending == "" {
+				count.Add(1)
+			}
+			return nil
+		})
+	}
+	if err = group.Wait(); err != nil {
+		err = fmt.Errorf("%d sessions may not have ended: %w", failures.Load(), err)
+	}
+	return int(count.Load()), errors.Join(findErr, err)
 }
 
 // event returns an event of a session. n tells apart events of one type.

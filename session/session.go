@@ -107,6 +107,7 @@ type Manager struct {
 	upkeep  upkeep
 	turns   turns
 	renewal renewals
+	grants  chan grant   // of sessions that have ended, to be revoked at the provider
 	warned  atomic.Int64 // when a failed touch was logged last, in Unix seconds
 }
 
@@ -123,7 +124,7 @@ func New(o Options) *Manager {
 	}
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
-	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease)}
+	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease), grants: make(chan grant, maxGrants)}
 	m.renewal.init()
 	return m
 }
@@ -296,6 +297,9 @@ func (m *Manager) seal(t ticket, s *coatcheck.Session) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if token := s.Tokens.Refresh; m.Escrow && token != "" {
+		return m.Ring.SealRecordEscrow(m.place(t.handle), t.secret[:], plain, []byte(token.Reveal()))
+	}
 	return m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
 }
 
@@ -324,7 +328,7 @@ func (m *Manager) touch(ctx context.Context, c *cached) error {
 		if errors.Is(err, store.ErrNotFound) {
 			// It ended in between, or the entry of one that is over was just listed again.
 			if ended, endErr := m.Registry.End(ctx, entry, store.ReasonExpired); endErr == nil {
-				_ = m.finish(ctx, ended) // or whoever reaps it
+				_ = m.finish(ctx, ended, nil) // or whoever reaps it
 			}
 		}
 	}

@@ -97,12 +97,15 @@ func (u *upkeep) missed() {
 
 // Run does, until ctx ends, what has to be done beside requests: it listens to the store's
 // feed, reaps what has expired or was left unfinished by any node, ends the streams of
-// sessions that have ended, and forgets what nobody can use any more. It returns when all
-// of that has stopped.
+// sessions that have ended, revokes their tokens at the provider, and forgets what nobody can
+// use any more. It returns when all of that has stopped.
 func (m *Manager) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { m.listen(ctx) })
 	tasks.Go(func() { m.watchStreams(ctx) })
+	if m.Provider != nil {
+		tasks.Go(func() { m.revokeGrants(ctx) })
+	}
 	for ctx.Err() == nil {
 		m.reassertRevoked(ctx)
 		m.finishLeft(ctx)
@@ -196,7 +199,7 @@ func (m *Manager) finishLeft(ctx context.Context) {
 	for i, l := range left {
 		marked, err := m.mark(ctx, l.entry.listed, l.reason)
 		if err == nil {
-			err = m.finish(ctx, marked)
+			err = m.finish(ctx, marked, nil)
 		}
 		if err != nil {
 			m.upkeep.mu.Lock()
@@ -271,7 +274,7 @@ func (m *Manager) reap(ctx context.Context) (more bool) {
 					return nil
 				}
 			}
-			_ = m.finish(ctx, e) // what fails is handed out again
+			_ = m.finish(ctx, e, nil) // what fails is handed out again
 			return nil
 		})
 	}
