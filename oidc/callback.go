@@ -38,8 +38,8 @@ func (e *Expired) Error() string { return fmt.Sprintf("the sign-in took over %v"
 //     was completed already, or comes from another issuer. No request was sent.
 //   - CodeOtherKeys: the pre-login cookie was sealed by a key this node lacks.
 //   - CodeSignInExpired, with *Expired.
-//   - CodeUnknown: the store could not say whether the sign-in was completed already.
-//     The cookie and the code stay good.
+//   - CodeUnknown: the store could not say whether the sign-in was completed already, or
+//     a node of another version began it. The cookie and the code stay good.
 //   - CodeProviderRefused, CodeProviderFailed, CodeBadToken: the provider said no,
 //     could not be reached, or said what must not be believed.
 func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Request) (*Login, error) {
@@ -58,6 +58,8 @@ func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Requ
 		return nil, coatcheck.E(coatcheck.CodeOtherKeys, op, fmt.Errorf(
 			"the pre-login cookie was sealed by a key that is not in this node's ring (%s); give all nodes the same keys file: %w",
 			p.Ring.KeyIDs(), err))
+	case errors.Is(err, errOtherVersion):
+		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("the pre-login cookie: %w", err))
 	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, err)
 	case subtle.ConstantTimeCompare([]byte(pre.State), []byte(answer.state)) != 1, pre.Provider != p.Name:

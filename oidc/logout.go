@@ -15,12 +15,14 @@ import (
 // where it was started.
 const signOutLife = 15 * time.Minute
 
-// afterLogout is what the state of a sign-out holds, sealed.
+// afterLogout is what the state of a sign-out holds, sealed: CBOR as in preLogin.
 type afterLogout struct {
-	_        struct{} `cbor:",toarray"`
-	ReturnTo string
-	Issued   int64 // Unix seconds
+	Version  int    `cbor:"0,keyasint"`
+	ReturnTo string `cbor:"1,keyasint"`
+	Issued   int64  `cbor:"2,keyasint"` // Unix seconds
 }
+
+const afterLogoutVersion = 1
 
 func (p *RelyingParty) afterLogoutPlace() seal.Place {
 	return seal.Place{Purpose: "signed-out", Tenant: p.Tenant}
@@ -38,7 +40,7 @@ func (p *RelyingParty) EndSession(s *coatcheck.Session, returnTo string) (locati
 	q.Set("client_id", p.ClientID)
 	q.Set("post_logout_redirect_uri", p.PostLogoutURL)
 	if checked, err := p.Returns.Check(returnTo); err == nil {
-		plain, err := cbor.Marshal(afterLogout{ReturnTo: checked, Issued: p.Now().Unix()})
+		plain, err := cbor.Marshal(afterLogout{afterLogoutVersion, checked, p.Now().Unix()})
 		if err != nil {
 			return "", false
 		}
@@ -76,7 +78,7 @@ func (p *RelyingParty) endSessionEndpoint() (*url.URL, bool) {
 
 // SignedOut returns where the browser goes from the post-logout URL: the returnTo of
 // EndSession, by the state that the provider has sent back. It returns "" without a
-// state of ours, and for one that is over.
+// state of ours, and for one that is over or of another version.
 func (p *RelyingParty) SignedOut(r *http.Request) (returnTo string) {
 	state := r.URL.Query()["state"]
 	if len(state) != 1 {
@@ -87,7 +89,7 @@ func (p *RelyingParty) SignedOut(r *http.Request) (returnTo string) {
 		return ""
 	}
 	var after afterLogout
-	if strict.Unmarshal(plain, &after) != nil || p.Now().Sub(time.Unix(after.Issued, 0)) > signOutLife {
+	if unmarshal(plain, afterLogoutVersion, &after) != nil || p.Now().Sub(time.Unix(after.Issued, 0)) > signOutLife {
 		return ""
 	}
 	return p.safe(after.ReturnTo)

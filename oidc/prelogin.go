@@ -39,30 +39,55 @@ const (
 )
 
 // A preLogin is what must be known when the browser comes back from the provider. It
-// is sealed in a cookie of its own, so tabs don't disturb each other.
+// is sealed in a cookie of its own, so tabs don't disturb each other: CBOR with small
+// integer keys. A node ignores fields that it does not know, so new ones need no new
+// version, unless a node that does not know them may not complete the sign-in.
 type preLogin struct {
-	_        struct{} `cbor:",toarray"`
-	Provider string
-	State    string
-	Nonce    string
-	Verifier string
-	ReturnTo string
-	Issued   int64 // Unix seconds
+	Version  int    `cbor:"0,keyasint"`
+	Provider string `cbor:"1,keyasint"`
+	State    string `cbor:"2,keyasint"`
+	Nonce    string `cbor:"3,keyasint"`
+	Verifier string `cbor:"4,keyasint"`
+	ReturnTo string `cbor:"5,keyasint"`
+	Issued   int64  `cbor:"6,keyasint"` // Unix seconds
 }
 
-// strict decodes nothing that our own encoder would not have written.
+const preLoginVersion = 1
+
+// errOtherVersion: a node of another version of coatcheck wrote it, and can read it.
+var errOtherVersion = errors.New("written by another version of coatcheck")
+
+// strict decodes nothing that our own encoder would not have written, but for fields of a
+// later version, which it ignores.
 var strict = func() cbor.DecMode {
 	mode, err := cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+		DupMapKey:   cbor.DupMapKeyEnforcedAPF,
+		IndefLength: cbor.IndefLengthForbidden,
+		TagsMd:      cbor.TagsForbidden,
 	}.DecMode()
 	if err != nil {
 		panic(err) // the options are constant
 	}
 	return mode
 }()
+
+// unmarshal decodes a value that has its version as field 0. It returns errOtherVersion or
+// seal.ErrBroken.
+func unmarshal(plain []byte, version int, v any) error {
+	var head struct {
+		Version int `cbor:"0,keyasint"`
+	}
+	if strict.Unmarshal(plain, &head) != nil {
+		return seal.ErrBroken
+	}
+	if head.Version != version {
+		return errOtherVersion
+	}
+	if strict.Unmarshal(plain, v) != nil {
+		return seal.ErrBroken
+	}
+	return nil
+}
 
 // preLoginName returns the name of the cookie for a sign-in with this state. The state
 // itself is not in it: it would come with every request.
@@ -84,6 +109,7 @@ func (p *RelyingParty) preLoginPlace(name string) seal.Place {
 // keepPreLogin adds the cookie for a new sign-in to h, and expires those of the
 // request that are in its way.
 func (p *RelyingParty) keepPreLogin(h, request http.Header, pre preLogin) error {
+	pre.Version = preLoginVersion
 	plain, err := cbor.Marshal(pre)
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
@@ -105,7 +131,8 @@ func (p *RelyingParty) keepPreLogin(h, request http.Header, pre preLogin) error 
 
 // makeRoom expires pre-login cookies of the request: those that are over or broken,
 // and the oldest if there are too many beside a new one of the given size. One that
-// other keys have sealed may still be good on another node; it counts as the oldest.
+// other keys have sealed, or another version, may still be good on another node; it counts
+// as the oldest.
 func (p *RelyingParty) makeRoom(h, request http.Header, size int) {
 	type held struct {
 		name   string
@@ -122,7 +149,8 @@ func (p *RelyingParty) makeRoom(h, request http.Header, size int) {
 			break
 		}
 		pre, err := p.openPreLogin(name, value)
-		if err != nil && !errors.Is(err, seal.ErrUnknownKey) || err == nil && p.left(pre) <= 0 {
+		foreign := errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, errOtherVersion)
+		if err != nil && !foreign || err == nil && p.left(pre) <= 0 {
 			p.Jar.Expire(h, name)
 			continue
 		}
@@ -139,15 +167,15 @@ func (p *RelyingParty) makeRoom(h, request http.Header, size int) {
 	}
 }
 
-// openPreLogin returns seal.ErrUnknownKey or seal.ErrBroken.
+// openPreLogin returns errOtherVersion or an error of the ring's.
 func (p *RelyingParty) openPreLogin(name, value string) (preLogin, error) {
 	plain, err := p.Ring.OpenValue(p.preLoginPlace(name), value)
 	if err != nil {
 		return preLogin{}, err
 	}
 	var pre preLogin
-	if err := strict.Unmarshal(plain, &pre); err != nil {
-		return preLogin{}, seal.ErrBroken
+	if err := unmarshal(plain, preLoginVersion, &pre); err != nil {
+		return preLogin{}, err
 	}
 	return pre, nil
 }
@@ -161,8 +189,8 @@ func (p *RelyingParty) left(pre preLogin) time.Duration {
 var errNoPreLogin = errors.New("no sign-in with this state was started in this browser")
 
 // findPreLogin returns the sign-in that a state belongs to. Of several cookies of one
-// name, the first that opens counts. It returns errNoPreLogin, seal.ErrUnknownKey or
-// seal.ErrBroken.
+// name, the first that opens counts. It returns errNoPreLogin, or the error of openPreLogin
+// for the last one.
 func (p *RelyingParty) findPreLogin(request http.Header, state string) (name string, pre preLogin, err error) {
 	name, err = p.preLoginName(state), errNoPreLogin
 	seen := 0

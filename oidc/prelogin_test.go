@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"net/http"
@@ -21,6 +22,7 @@ func challenge(verifier string) string {
 
 func sealPreLogin(t *testing.T, p *RelyingParty, name string, pre preLogin) string {
 	t.Helper()
+	pre.Version = cmp.Or(pre.Version, preLoginVersion)
 	plain, err := cbor.Marshal(pre)
 	if err != nil {
 		t.Fatal(err)
@@ -146,15 +148,17 @@ func TestMakeRoom(t *testing.T) {
 func TestPreLoginStrict(t *testing.T) {
 	_, p, _ := newPair(t, nil)
 	name := p.preLoginName("s")
-	good, err := cbor.Marshal(preLogin{Provider: "corp", State: "s"})
+	good, err := cbor.Marshal(preLogin{Version: preLoginVersion, Provider: "corp", State: "s"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, plain := range map[string][]byte{
 		"trailing": append(append([]byte{}, good...), 0),
 		"short":    good[:len(good)-1],
-		"map":      {0xa0},
+		"list":     {0x80},
 		"empty":    {},
+		"twice":    append(append([]byte{good[0] + 1}, good[1:]...), 0, preLoginVersion),
+		"tagged":   append([]byte{0xd9, 0xd9, 0xf7}, good...),
 	} {
 		value, err := p.Ring.SealValue(p.preLoginPlace(name), plain)
 		if err != nil {
