@@ -92,8 +92,8 @@ type Tokens struct {
 	ID      Secret
 	Access  Secret
 	Refresh Secret
-	// AccessExpiry is when the access token ends, by the store's clock. It is zero where
-	// the provider gave no usable expires_in.
+	// AccessExpiry is when the access token ends, by the store's clock. Where the provider
+	// gives no usable expires_in it is an assumption; it is always set.
 	AccessExpiry time.Time
 }
 

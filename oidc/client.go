@@ -12,7 +12,10 @@ import (
 // Bounds on every request to a provider.
 const (
 	requestTimeout = 10 * time.Second // from dialling to the last byte of the body
+	connectTimeout = 5 * time.Second  // to dial, and again for the TLS handshake
+	maxHeader      = 64 << 10         // bytes of an answer's header
 	maxBody        = 1 << 20          // bytes of an answer
+	maxConns       = 64               // a flood of callbacks must not become one at the provider
 )
 
 // newClient returns the client for one provider. It follows no redirect: a client
@@ -22,45 +25,56 @@ func newClient() *http.Client {
 		Timeout: requestTimeout,
 		Transport: &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-			TLSHandshakeTimeout:    5 * time.Second,
+			DialContext:            (&net.Dialer{Timeout: connectTimeout}).DialContext,
+			TLSHandshakeTimeout:    connectTimeout,
 			ResponseHeaderTimeout:  requestTimeout,
-			MaxResponseHeaderBytes: 64 << 10,
+			MaxResponseHeaderBytes: maxHeader,
 			MaxIdleConnsPerHost:    8,
-			MaxConnsPerHost:        64, // a flood of callbacks must not become one at the provider
+			MaxConnsPerHost:        maxConns,
 			IdleConnTimeout:        90 * time.Second,
 			ForceAttemptHTTP2:      true,
 		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		CheckRedirect: noRedirect,
 	}
 }
 
-// fetch sends a request and returns the status and the whole body.
-func (p *RelyingParty) fetch(req *http.Request) (status int, body []byte, err error) {
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// fetch sends a request and returns the status and the whole body. The status is 0 if
+// there was no answer; with an error it may still be there, for an answer that broke off.
+func fetch(client *http.Client, req *http.Request) (status int, body []byte, err error) {
 	req.Header.Set("Accept", "application/json")
-	resp, err := p.client.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
-		return 0, nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, err)
+		return resp.StatusCode, nil, fmt.Errorf("%s %s: %w", req.Method, req.URL, err)
 	}
 	if len(body) > maxBody {
-		return 0, nil, fmt.Errorf("%s %s: the answer is over %d bytes", req.Method, req.URL, maxBody)
+		return resp.StatusCode, nil, fmt.Errorf("%s %s: the answer is over %d bytes", req.Method, req.URL, maxBody)
 	}
 	return resp.StatusCode, body, nil
 }
 
-// fetchOK is fetch where nothing but 200 will do.
+// A statusError is an answer with a status that will not do.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+
+// fetchOK is fetch where nothing but 200 will do; else it returns a *statusError.
 func (p *RelyingParty) fetchOK(req *http.Request) ([]byte, error) {
-	status, body, err := p.fetch(req)
+	status, body, err := fetch(p.client, req)
 	if err != nil {
 		return nil, err
 	}
 	if status != http.StatusOK {
-		return nil, fmt.Errorf("%s %s: status %d", req.Method, req.URL, status)
+		return nil, &statusError{status, fmt.Errorf("%s %s: status %d", req.Method, req.URL, status)}
 	}
 	return body, nil
 }

@@ -24,7 +24,7 @@ const (
 )
 
 // metadata is what we use of the provider's metadata (OpenID Connect Discovery 1.0
-// §3, OpenID Connect RP-Initiated Logout 1.0 §2.1, RFC 9207 §3).
+// §3, OpenID Connect RP-Initiated Logout 1.0 §2.1, RFC 8414 §2, RFC 9207 §3).
 type metadata struct {
 	Issuer                string   `json:"issuer"`
 	AuthorizationEndpoint string   `json:"authorization_endpoint"`
@@ -32,8 +32,10 @@ type metadata struct {
 	JWKSURI               string   `json:"jwks_uri"`
 	UserinfoEndpoint      string   `json:"userinfo_endpoint"`
 	EndSessionEndpoint    string   `json:"end_session_endpoint"`
+	RevocationEndpoint    string   `json:"revocation_endpoint"`
 	SigningAlgorithms     []string `json:"id_token_signing_alg_values_supported"`
 	TokenAuthMethods      []string `json:"token_endpoint_auth_methods_supported"`
+	RevocationAuthMethods []string `json:"revocation_endpoint_auth_methods_supported"`
 	IssuerInAnswer        bool     `json:"authorization_response_iss_parameter_supported"`
 }
 
@@ -46,7 +48,7 @@ var signingAlgorithms = []jose.SignatureAlgorithm{
 	jose.EdDSA,
 }
 
-// Ways to authenticate at the token endpoint (OpenID Connect Core 1.0 §9).
+// Ways to authenticate at the token and revocation endpoints (OpenID Connect Core 1.0 §9).
 const (
 	authBasic = "client_secret_basic"
 	authPost  = "client_secret_post"
@@ -141,6 +143,7 @@ func (p *RelyingParty) checkMetadata(m *metadata) error {
 		{"jwks_uri", m.JWKSURI, true},
 		{"userinfo_endpoint", m.UserinfoEndpoint, false},
 		{"end_session_endpoint", m.EndSessionEndpoint, false},
+		{"revocation_endpoint", m.RevocationEndpoint, false},
 	} {
 		if e.value == "" && !e.required {
 			continue
@@ -158,7 +161,7 @@ func (p *RelyingParty) checkMetadata(m *metadata) error {
 	if len(m.SigningAlgorithms) == 0 {
 		return errors.New("the provider signs ID tokens with no algorithm that coatcheck accepts")
 	}
-	if p.authMethod(m) == "" {
+	if p.authMethod(m.TokenAuthMethods) == "" {
 		return fmt.Errorf("the token endpoint takes neither %s nor %s", authBasic, authPost)
 	}
 	return nil
@@ -184,16 +187,16 @@ func (p *RelyingParty) checkEndpoint(endpoint string) error {
 	return nil
 }
 
-// authMethod returns how to authenticate at the token endpoint; "" if there is no way.
-// It is never found out by trying, which would show the secret twice and may spend
-// the code.
-func (p *RelyingParty) authMethod(m *metadata) string {
+// authMethod returns how to authenticate at an endpoint that takes these methods; "" if
+// there is no way. It is never found out by trying, which would show the secret twice and
+// may spend the code.
+func (p *RelyingParty) authMethod(supported []string) string {
 	switch {
 	case p.ClientSecret == "":
 		return authNone
-	case len(m.TokenAuthMethods) == 0, slices.Contains(m.TokenAuthMethods, authBasic):
-		return authBasic // the default (OpenID Connect Discovery 1.0 §3)
-	case slices.Contains(m.TokenAuthMethods, authPost):
+	case len(supported) == 0, slices.Contains(supported, authBasic):
+		return authBasic // the default (OpenID Connect Discovery 1.0 §3, RFC 8414 §2)
+	case slices.Contains(supported, authPost):
 		return authPost
 	default:
 		return ""

@@ -86,7 +86,7 @@ func TestTokenEndpointFails(t *testing.T) {
 			i, p, _ := newPair(t, nil)
 			i.set(func() { i.onToken = c.serve })
 			if c.name == "drip" || c.name == "silence" {
-				p.client.Timeout = 200 * time.Millisecond
+				p.once.Timeout = 200 * time.Millisecond
 			}
 			b := newBrowser(t)
 			_, err := b.signIn(i, p, "/") // also looks for the canary in the error
@@ -161,25 +161,28 @@ func TestClientAuthentication(t *testing.T) {
 func TestExpiresIn(t *testing.T) {
 	for _, c := range []struct {
 		raw  string
-		want time.Duration // 0: unknown
+		want time.Duration
 	}{
-		{`null`, 0},
-		{`-1`, 0},
-		{`0`, 0},
+		{`null`, defaultAccessLife},
+		{`-1`, defaultAccessLife},
+		{`0`, defaultAccessLife},
 		{`3600`, time.Hour},
+		{`7200`, 2 * time.Hour},
+		{`0.5`, minAccessLife},
+		{`1e-300`, minAccessLife},
 		{`"3600"`, time.Hour},
 		{`3600.5`, time.Hour + 500*time.Millisecond},
 		{`86400`, maxAccessLife},
 		{`86401`, maxAccessLife},
 		{`1e18`, maxAccessLife},
-		{`1e400`, 0},
+		{`1e400`, defaultAccessLife},
 		{`1000000000000000000000000`, maxAccessLife},
-		{`"NaN"`, 0},
+		{`"NaN"`, defaultAccessLife},
 		{`"Inf"`, maxAccessLife},
-		{`"soon"`, 0},
-		{`true`, 0},
-		{`{}`, 0},
-		{``, 0}, // absent
+		{`"soon"`, defaultAccessLife},
+		{`true`, defaultAccessLife},
+		{`{}`, defaultAccessLife},
+		{``, defaultAccessLife}, // absent
 	} {
 		t.Run(c.raw, func(t *testing.T) {
 			i, p, _ := newPair(t, nil)
@@ -192,11 +195,7 @@ func TestExpiresIn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var want time.Time
-			if c.want != 0 {
-				want = now.Add(c.want)
-			}
-			if got := login.Session.Tokens.AccessExpiry; !got.Equal(want) {
+			if got, want := login.Session.Tokens.AccessExpiry, now.Add(c.want); !got.Equal(want) {
 				t.Errorf("the access token ends at %v, want %v", got, want)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,21 +19,59 @@ import (
 const (
 	// skew is how far the provider's clock and ours may be apart, inclusive.
 	skew       = 60 * time.Second
-	maxIDToken = 64 << 10
-	maxSubject = 255 // OpenID Connect Core 1.0 §2
+	maxToken   = 64 << 10 // bytes of a signed token
+	maxSubject = 255      // OpenID Connect Core 1.0 §2
 )
 
-// verifyIDToken checks the ID token as OpenID Connect Core 1.0 §3.1.3.7 asks, and more
-// strictly where that leaves a choice. go-oidc verifies algorithm, signature, audience
-// and at_hash; what it does not check, or checks loosely, is checked here.
+// verifyIDToken checks the ID token of a sign-in as OpenID Connect Core 1.0 §3.1.3.7 asks,
+// and more strictly where that leaves a choice.
 //
 // It returns CodeBadToken for a token that must not be believed, and
 // CodeProviderFailed if the provider's keys could not be had.
 func (p *RelyingParty) verifyIDToken(ctx context.Context, current *provider, tokens *coatcheck.Tokens, nonce string) (claims, error) {
+	c, err := p.readIDToken(ctx, current, tokens)
+	if err != nil {
+		return nil, err
+	}
+	got, _ := c["nonce"].(string)
+	if subtle.ConstantTimeCompare([]byte(got), []byte(nonce)) != 1 {
+		return nil, coatcheck.E(coatcheck.CodeBadToken, "oidc.id_token", errors.New("the nonce is not the one of this sign-in"))
+	}
+	return c, nil
+}
+
+// readIDToken is verifyIDToken without the nonce.
+func (p *RelyingParty) readIDToken(ctx context.Context, current *provider, tokens *coatcheck.Tokens) (claims, error) {
 	const op = "oidc.id_token"
-	raw := tokens.ID.Reveal()
-	if err := checkForm(raw); err != nil {
+	token, c, err := p.verify(ctx, current, tokens.ID.Reveal(), "JWT")
+	var unfetched *fetchError
+	switch {
+	case errors.As(err, &unfetched):
+		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, err)
+	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
+	}
+	if err := checkSubject(c["sub"]); err != nil {
+		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
+	}
+	if _, ok := c["at_hash"]; ok {
+		if err := token.VerifyAccessToken(tokens.Access.Reveal()); err != nil {
+			return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
+		}
+	}
+	return c, nil
+}
+
+// verify checks what is the same for every token that the provider signs for us: form,
+// signature, issuer, audience and time. types are what the header's typ may say. It
+// returns a *fetchError if the provider's keys could not be had, and errNoKey if none of
+// them fits.
+//
+// go-oidc verifies algorithm, signature and audience; what it does not check, or checks
+// loosely, is checked here.
+func (p *RelyingParty) verify(ctx context.Context, current *provider, raw string, types ...string) (*gooidc.IDToken, claims, error) {
+	if err := checkForm(raw, types); err != nil {
+		return nil, nil, err
 	}
 	var keyErr error // go-oidc does not wrap it
 	keys := keySetFunc(func(ctx context.Context, token string) (payload []byte, err error) {
@@ -46,30 +85,21 @@ func (p *RelyingParty) verifyIDToken(ctx context.Context, current *provider, tok
 		SkipExpiryCheck:      true, // it allows no skew on exp and five minutes on nbf
 	})
 	token, err := verifier.Verify(ctx, raw)
-	var unfetched *fetchError
 	switch {
-	case errors.As(keyErr, &unfetched):
-		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, keyErr)
+	case keyErr != nil:
+		return nil, nil, keyErr
 	case err != nil:
-		return nil, coatcheck.E(coatcheck.CodeBadToken, op, errors.New(quote(err.Error())))
+		return nil, nil, errors.New(quote(err.Error()))
 	}
 	var payload json.RawMessage
 	if err := token.Claims(&payload); err != nil {
-		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
+		return nil, nil, err
 	}
 	c, err := parseClaims(payload)
 	if err != nil {
-		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
+		return nil, nil, err
 	}
-	if err := p.checkClaims(c, nonce); err != nil {
-		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
-	}
-	if _, ok := c["at_hash"]; ok {
-		if err := token.VerifyAccessToken(tokens.Access.Reveal()); err != nil {
-			return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
-		}
-	}
-	return c, nil
+	return token, c, p.checkClaims(c)
 }
 
 // keySetFunc makes a function a KeySet.
@@ -79,36 +109,35 @@ func (f keySetFunc) VerifySignature(ctx context.Context, token string) ([]byte, 
 	return f(ctx, token)
 }
 
-// checkForm refuses, by its header, everything that is not an ID token: other things
-// that the same provider signs must not be taken for one (RFC 8725 §3.11).
-func checkForm(raw string) error {
-	if len(raw) > maxIDToken {
-		return fmt.Errorf("the ID token is over %d bytes", maxIDToken)
+// checkForm refuses, by its header, everything that is not a token of these types: other
+// things that the same provider signs must not be taken for one (RFC 8725 §3.11). A header
+// may lack typ.
+func checkForm(raw string, types []string) error {
+	if len(raw) > maxToken {
+		return fmt.Errorf("the token is over %d bytes", maxToken)
 	}
 	encoded, _, _ := strings.Cut(raw, ".")
 	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
-		return errors.New("the ID token's header is not base64url")
+		return errors.New("the token's header is not base64url")
 	}
 	header, err := parseClaims(decoded)
 	if err != nil {
-		return fmt.Errorf("the ID token's header: %w", err)
+		return fmt.Errorf("the token's header: %w", err)
 	}
 	if typ, ok := header["typ"]; ok {
-		if s, _ := typ.(string); !strings.EqualFold(s, "JWT") {
-			return fmt.Errorf("the ID token's typ is %s", quote(fmt.Sprint(typ)))
+		s, _ := typ.(string)
+		if !slices.ContainsFunc(types, func(t string) bool { return strings.EqualFold(s, t) }) {
+			return fmt.Errorf("the token's typ is %s", quote(fmt.Sprint(typ)))
 		}
 	}
 	return nil
 }
 
-// checkClaims checks the claims that say whose token it is and when it is good.
-func (p *RelyingParty) checkClaims(c claims, nonce string) error {
+// checkClaims checks the claims that say who made a token for whom, and when it is good.
+func (p *RelyingParty) checkClaims(c claims) error {
 	if iss, ok := c["iss"].(string); !ok || iss != p.Issuer {
 		return fmt.Errorf("iss is %s, not %q", quote(fmt.Sprint(c["iss"])), p.Issuer)
-	}
-	if err := checkSubject(c["sub"]); err != nil {
-		return err
 	}
 	for _, aud := range list(c["aud"]) {
 		// Others in it could use the token here that was made for them, too.
@@ -139,10 +168,6 @@ func (p *RelyingParty) checkClaims(c claims, nonce string) error {
 		case nbf.After(now.Add(skew)):
 			return fmt.Errorf("not good before %v", nbf.UTC())
 		}
-	}
-	got, _ := c["nonce"].(string)
-	if subtle.ConstantTimeCompare([]byte(got), []byte(nonce)) != 1 {
-		return errors.New("the nonce is not the one of this sign-in")
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func TestIDTokenClaims(t *testing.T) {
 		{"at_hash", lies{"at_hash": atHash(crypto.SHA256)}, true},
 		{"at_hash wrong", lies{"at_hash": "x"}, false},
 		{"at_hash empty", lies{"at_hash": ""}, false},
-		{"token too long", lies{"x": strings.Repeat("x", maxIDToken)}, false},
+		{"token too long", lies{"x": strings.Repeat("x", maxToken)}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := verifyRaw(t, p, sign(goodHeader, overlay(i.honest("n"), c.lies), rsaKey(0)))

@@ -65,11 +65,12 @@ type Once interface {
 	Create(ctx context.Context, key string, value []byte, ttl time.Duration) error
 }
 
-// A RelyingParty signs people in at one provider for one tenant. All methods are safe
-// for concurrent use.
+// A RelyingParty signs people in at one provider for one tenant, and asks it anew about
+// those who are. All methods are safe for concurrent use.
 type RelyingParty struct {
 	Config
 	client *http.Client
+	once   *http.Client // for requests that must not be sent twice
 	// signInsName is the cookie that counts completed sign-ins.
 	signInsName string
 
@@ -93,6 +94,7 @@ func New(config Config) *RelyingParty {
 	return &RelyingParty{
 		Config:      config,
 		client:      newClient(),
+		once:        newOnceClient(),
 		signInsName: config.Jar.Name("signins"),
 		cause:       errors.New("oidc: the provider was not asked yet"),
 	}
