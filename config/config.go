@@ -166,6 +166,12 @@ type Provider struct {
 	Scopes []string `yaml:"scopes"`
 	// GroupsClaim is the claim that holds a person's groups. Default groups.
 	GroupsClaim string `yaml:"groups_claim"`
+	// RotationGrace is for how long after it was redeemed the provider takes a refresh
+	// token once more, and answers as it did. Default 0s: it may be sent once; at most 10m.
+	RotationGrace time.Duration `yaml:"rotation_grace"`
+	// Recheck is how often the provider is asked about somebody for whom there are no new
+	// tokens meanwhile. Default 0s: never; else from 10s to 24h.
+	Recheck time.Duration `yaml:"recheck"`
 	// InsecureUnverifiedEmail believes e-mail addresses that the provider does not
 	// vouch for. Default false.
 	InsecureUnverifiedEmail bool `yaml:"insecure_unverified_email"`

@@ -229,6 +229,10 @@ func (v *validator) provider(path string, p *Provider) {
 	if p.GroupsClaim == "" {
 		v.refuse(path+".groups_claim", "must be the name of a claim")
 	}
+	v.between(path+".rotation_grace", p.RotationGrace, 0, 10*time.Minute)
+	if p.Recheck != 0 {
+		v.between(path+".recheck", p.Recheck, 10*time.Second, 24*time.Hour)
+	}
 }
 
 // issuer checks an issuer identifier (OpenID Connect Discovery 1.0 §3), which stays

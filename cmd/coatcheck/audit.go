@@ -44,7 +44,7 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 		return err
 	}
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
-	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, clock.Now, logger)
+	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, nil, clock.Now, logger)
 
 	pause := session.AuditPause
 	if c.Repair {

@@ -72,12 +72,6 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 	clock := cluster.NewClock(kept, logger)
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
 	events.Subscribe(counts.Events(cfg.Node))
-	sessions := newSessions(cfg, ring, jar, kept, events, clock.Now, logger)
-	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
-	counts.Breaker(
-		func() int { reads, _ := guarded.States(); return int(reads) },
-		func() int { _, writes := guarded.States(); return int(writes) })
-
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
 	provider := cfg.Providers[0]
 	ours := cfg.PublicURL.String() + cfg.Endpoints.Prefix
@@ -100,6 +94,12 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		Logger:          logger,
 		Now:             clock.Now,
 	})
+	sessions := newSessions(cfg, ring, jar, kept, events, signIn, clock.Now, logger)
+	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
+	counts.Breaker(
+		func() int { reads, _ := guarded.States(); return int(reads) },
+		func() int { _, writes := guarded.States(); return int(writes) })
+
 	front := proxy.New(proxy.Options{
 		PublicURL: cfg.PublicURL,
 		Prefix:    cfg.Endpoints.Prefix,
@@ -133,26 +133,31 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 	}, nil
 }
 
-// newSessions returns the manager of the sessions in a store.
-func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, now func() time.Time, logger *slog.Logger) *session.Manager {
+// newSessions returns the manager of the sessions in a store. provider may be nil: then
+// sessions are neither renewed nor revoked at their provider.
+func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, provider session.Provider, now func() time.Time, logger *slog.Logger) *session.Manager {
 	return session.New(session.Options{
-		Store:       kept,
-		Registry:    kept,
-		Feed:        kept,
-		Events:      events,
-		Ring:        ring,
-		Jar:         jar,
-		Tenant:      tenant,
-		Node:        cfg.Node,
-		Idle:        cfg.Session.IdleTimeout,
-		Absolute:    cfg.Session.AbsoluteTimeout,
-		Limits:      newLimits(cfg.Session.Limits),
-		Tombstones:  cfg.Session.Tombstones,
-		CacheSize:   cfg.Cache.SizeBytes,
-		Lease:       cfg.Cache.Lease,
-		OutageGrace: cfg.Session.OutageGrace,
-		Now:         now,
-		Logger:      logger,
+		Store:         kept,
+		Registry:      kept,
+		Feed:          kept,
+		Leases:        kept,
+		Provider:      provider,
+		Events:        events,
+		Ring:          ring,
+		Jar:           jar,
+		Tenant:        tenant,
+		Node:          cfg.Node,
+		Idle:          cfg.Session.IdleTimeout,
+		Absolute:      cfg.Session.AbsoluteTimeout,
+		Limits:        newLimits(cfg.Session.Limits),
+		Tombstones:    cfg.Session.Tombstones,
+		CacheSize:     cfg.Cache.SizeBytes,
+		Lease:         cfg.Cache.Lease,
+		OutageGrace:   cfg.Session.OutageGrace,
+		RotationGrace: cfg.Providers[0].RotationGrace,
+		Recheck:       cfg.Providers[0].Recheck,
+		Now:           now,
+		Logger:        logger,
 	})
 }
 
