@@ -1,5 +1,5 @@
 // Package cluster is what the nodes that share a store know of each other: what time it is
-// for all of them.
+// for all of them, and who they are.
 package cluster
 
 import (
