@@ -65,6 +65,8 @@ const (
 	CodeProviderFailed Code = "provider_failed"
 	// CodeBadToken: an ID token or userinfo answer that must not be believed. 502.
 	CodeBadToken Code = "bad_token"
+	// CodeBadLogoutToken: a logout token that must not be believed, so nothing was ended. 400.
+	CodeBadLogoutToken Code = "bad_logout_token"
 
 	// CodeUpstreamFailed: the app can't be reached or broke off. 502.
 	CodeUpstreamFailed Code = "upstream_failed"

@@ -150,6 +150,11 @@ var answers = map[coatcheck.Code]answer{
 		"Your sign-in was stopped, because what the sign-in provider of this site said about you did not pass a check.",
 		"Sign in again. If that doesn't help, tell the people who run this site.", actionStart,
 	},
+	coatcheck.CodeBadLogoutToken: {
+		400, slog.LevelWarn, "Nobody was signed out",
+		"A logout token of the sign-in provider was expected here, and what came did not pass a check.",
+		"If you run this site: the log says which check. If you came to use it: this address is not for people.", actionHome,
+	},
 	coatcheck.CodeUpstreamFailed: {
 		502, slog.LevelError, "The application is not answering",
 		"You are in the right place, but the application behind this address can't be reached.",
