@@ -1,9 +1,7 @@
 package session
 
 import (
-	"encoding/hex"
 	"errors"
-	"os"
 	"reflect"
 	"strconv"
 	"strings"
@@ -16,9 +14,10 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/internal/testenv/golden"
 )
 
-// goldenSession is what testdata/record-v1.hex holds.
+// goldenSession is what record-1.hex holds: what a record had at first.
 func goldenSession() *coatcheck.Session {
 	at := func(hour int) time.Time { return time.Date(2026, 1, 2, hour, 4, 5, 678e6, time.UTC) }
 	return &coatcheck.Session{
@@ -34,36 +33,7 @@ func goldenSession() *coatcheck.Session {
 	}
 }
 
-func goldenRecord(t testing.TB) []byte {
-	t.Helper()
-	text, err := os.ReadFile("testdata/record-v1.hex")
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := hex.DecodeString(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
-// What one version stored every later one reads: the file is never made anew.
-func TestGoldenRecord(t *testing.T) {
-	got, err := decode(goldenRecord(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(goldenSession(), got); diff != "" {
-		t.Errorf("decode (-want +got):\n%s", diff)
-	}
-	data, err := encode(goldenSession())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(goldenRecord(t), data); diff != "" {
-		t.Errorf("encode (-want +got):\n%s", diff)
-	}
-}
+func goldenRecord(t testing.TB) []byte { return golden.Read(t, "record-1.hex") }
 
 func TestRecordRoundTrip(t *testing.T) {
 	// Any text, since a provider's need not be UTF-8.
@@ -148,28 +118,6 @@ func TestRecordFields(t *testing.T) {
 		if number, _, _ := strings.Cut(typ.Field(i).Tag.Get("cbor"), ","); number != strconv.Itoa(i) {
 			t.Errorf("%s has the number %s, want %d", typ.Field(i).Name, number, i)
 		}
-	}
-}
-
-// A node keeps what one of a later version wrote, whatever it writes of its own.
-func TestLaterFieldsAreKept(t *testing.T) {
-	later := map[any]any{uint64(recordFields): "x", uint64(1000): []any{"y", uint64(1)}, int64(-1): map[any]any{"z": true}}
-	s, err := decode(with(t, later))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(goldenSession(), s, cmpopts.IgnoreFields(coatcheck.Session{}, "Unknown")); diff != "" {
-		t.Errorf("what this version knows (-want +got):\n%s", diff)
-	}
-	refreshed := *s
-	refreshed.Tokens.Access, refreshed.Renewal.Attempt = "another access token", "attempt"
-	data, err := encode(&refreshed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	later[uint64(13)], later[uint64(23)] = "another access token", "attempt"
-	if diff := cmp.Diff(with(t, later), data); diff != "" {
-		t.Errorf("what was written (-want +got):\n%s", diff)
 	}
 }
 
