@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 )
 
@@ -105,11 +106,6 @@ var limits = map[store.LimitKind]explanation{
 	},
 }
 
-// An endedError is the cause of CodeSessionEnded.
-type endedError struct{ reason coatcheck.Reason }
-
-func (e *endedError) Error() string { return "the session has ended: " + string(e.reason) }
-
 // ended returns err, the CodeSignInRequired of a request, with the reason why its session has
 // ended, where the request's cookie is of one of which that is known.
 func (p *Proxy) ended(x *exchange, err error) error {
@@ -120,7 +116,7 @@ func (p *Proxy) ended(x *exchange, err error) error {
 	if _, known := endings[reason]; !ok || !known {
 		return err
 	}
-	return coatcheck.E(coatcheck.CodeSessionEnded, "proxy.session", &endedError{reason})
+	return coatcheck.E(coatcheck.CodeSessionEnded, "proxy.session", &session.EndedError{Reason: reason})
 }
 
 // explained is the answer with what err says beyond its code, and the reason for which a
@@ -128,11 +124,11 @@ func (p *Proxy) ended(x *exchange, err error) error {
 func (a answer) explained(err error) (answer, coatcheck.Reason) {
 	var e explanation
 	var reason coatcheck.Reason
-	var ended *endedError
+	var ended *session.EndedError
 	var limit *store.LimitError
 	switch {
 	case errors.As(err, &ended):
-		e, reason = endings[ended.reason], ended.reason
+		e, reason = endings[ended.Reason], ended.Reason
 	case errors.As(err, &limit):
 		e = limits[limit.Limit]
 	}

@@ -13,7 +13,6 @@ import (
 	"github.com/coatcheck/coatcheck/oidc"
 	"github.com/coatcheck/coatcheck/policy"
 	"github.com/coatcheck/coatcheck/route"
-	"github.com/coatcheck/coatcheck/seal"
 )
 
 // An endpoint answers one of our own paths.
@@ -22,21 +21,21 @@ type endpoint func(*exchange) error
 // maxForm bounds the body of a form sent to one of our own endpoints, in bytes.
 const maxForm = 16 << 10
 
-// signOutTokenLife is how long a confirm page may stay open.
-const signOutTokenLife = time.Hour
-
 // ownEndpoints are the paths below Options.Prefix, with the names that people already
 // have in their nginx files.
 func (p *Proxy) ownEndpoints() map[string]endpoint {
 	get, post, head := http.MethodGet, http.MethodPost, http.MethodHead
 	return map[string]endpoint{
-		"start":         only(p.start, get),
-		"sign_in":       only(p.signInPage, get, head),
-		"callback":      only(p.callback, get),
-		"sign_out":      only(p.signOut, get, post),
-		"sign_out/done": only(p.signedOut, get, head),
-		"userinfo":      only(p.userinfo, get, head),
-		"auth":          p.forwardAuth,
+		"start":               only(p.start, get),
+		"sign_in":             only(p.signInPage, get, head),
+		"callback":            only(p.callback, get),
+		"sign_out":            only(p.signOut, get, post),
+		"sign_out/done":       only(p.signedOut, get, head),
+		"sessions":            only(p.sessions, get, head, post),
+		"backchannel-logout":  only(p.backChannelLogout, post),
+		"frontchannel-logout": only(p.frontChannelLogout, get),
+		"userinfo":            only(p.userinfo, get, head),
+		"auth":                p.forwardAuth,
 	}
 }
 
@@ -170,7 +169,9 @@ func (p *Proxy) signInPage(x *exchange) error {
 	if s := x.session(); s != nil {
 		page.Title = "You are signed in"
 		page.Text = []string{signedInAs(s)}
-		page.Actions = []action{{"Continue", returnTo, true}, {"Sign out", p.Prefix + "/sign_out", false}}
+		page.Actions = []action{
+			{"Continue", returnTo, true}, {"Your sessions", p.Prefix + "/sessions", false}, {"Sign out", p.Prefix + "/sign_out", false},
+		}
 	}
 	return p.writePage(x, http.StatusOK, page)
 }
@@ -203,6 +204,7 @@ func (p *Proxy) callback(x *exchange) error {
 
 func (p *Proxy) completeSignIn(x *exchange) error {
 	ctx, h := x.r.Context(), x.w.Header()
+	asked := p.Sessions.Now()
 	login, err := p.SignIn.Callback(ctx, h, x.r)
 	var expired *oidc.Expired
 	if errors.As(err, &expired) {
@@ -220,6 +222,7 @@ func (p *Proxy) completeSignIn(x *exchange) error {
 	}
 	x.returnTo = login.ReturnTo
 	login.Session.Origin = coatcheck.Origin{App: p.app(login.ReturnTo), IP: x.client.ip, UserAgent: x.r.UserAgent()}
+	login.Session.Renewal.Checked = asked
 	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session)
 	if err != nil {
 		h["Set-Cookie"] = cookies // without a session it was no turn of a loop
@@ -254,118 +257,6 @@ func (p *Proxy) goal(x *exchange) string {
 	default:
 		return "/"
 	}
-}
-
-// signOut ends the session here and then at the provider. It acts at once only if the
-// browser says that one of our own pages asked (Fetch Metadata), or for a form that
-// carries the token of our confirm page; everybody else is asked, since a link on
-// somebody else's page leads here too.
-func (p *Proxy) signOut(x *exchange) error {
-	x.r.Body = http.MaxBytesReader(&x.w, x.r.Body, maxForm)
-	if err := x.r.ParseForm(); err != nil {
-		return coatcheck.E(coatcheck.CodeMalformed, "proxy.sign_out", errors.New("the form or the query is malformed"))
-	}
-	returnTo := ""
-	if x.r.Form.Has("rd") {
-		var err error
-		if returnTo, err = p.returnTo(x, x.r.Form); err != nil {
-			return err
-		}
-	}
-	if err := p.loadSession(x); err != nil {
-		return err
-	}
-	ourPage := askedByOurPage(x.r.Header)
-	switch {
-	case x.live == nil && !ourPage:
-		return p.afterSignOut(x, returnTo, "")
-	case x.live == nil:
-		// The session has ended, or was never granted: the provider may still hold
-		// one, and would sign the same account in again without a word.
-	case !ourPage && !p.signOutTokenFits(x):
-		return p.confirmSignOut(x, returnTo)
-	default:
-		if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live, coatcheck.ReasonSignedOut); err != nil {
-			return err
-		}
-		p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)
-	}
-	if location, ok := p.SignIn.EndSession(cmp.Or(x.session(), &coatcheck.Session{}), returnTo); ok {
-		return redirect(x, location)
-	}
-	return p.afterSignOut(x, returnTo, "?local=1")
-}
-
-// askedByOurPage tells whether a page of this very origin asked, by a link, a form or a
-// script (W3C Fetch Metadata). An image that somebody put into a page of the app is none
-// of these (no-cors), nor is a browser that fetches links before anybody has chosen one.
-func askedByOurPage(h http.Header) bool {
-	return h.Get("Sec-Fetch-Site") == "same-origin" && h.Get("Sec-Fetch-Mode") != "no-cors" && h.Get("Sec-Purpose") == ""
-}
-
-func (p *Proxy) afterSignOut(x *exchange, returnTo, query string) error {
-	if returnTo == "" {
-		returnTo = p.Prefix + "/sign_out/done" + query
-	}
-	return redirect(x, returnTo)
-}
-
-func (p *Proxy) confirmSignOut(x *exchange, returnTo string) error {
-	token, err := p.Ring.SealValue(p.signOutPlace(), p.signOutToken(x, time.Now().Add(signOutTokenLife)))
-	if err != nil {
-		return err
-	}
-	return p.writePage(x, http.StatusOK, page{
-		Title: "Sign out?",
-		Text:  []string{signedInAs(x.session()), "Signing out ends your session, here and at the sign-in provider."},
-		Form:  &form{Action: p.Prefix + "/sign_out", Token: token, ReturnTo: returnTo, Button: "Sign out"},
-	})
-}
-
-// signOutToken is bound to the session, so the token of one person's page signs out
-// nobody else.
-func (p *Proxy) signOutToken(x *exchange, expires time.Time) []byte {
-	return []byte(expires.UTC().Format(time.RFC3339) + " " + string(x.live.Ref))
-}
-
-func (p *Proxy) signOutPlace() seal.Place {
-	return seal.Place{Purpose: "sign-out", Tenant: p.Tenant, Cookie: p.Sessions.Jar.Session()}
-}
-
-// signOutTokenFits looks for the token in the body alone: GET has none there.
-func (p *Proxy) signOutTokenFits(x *exchange) bool {
-	plain, err := p.Ring.OpenValue(p.signOutPlace(), x.r.PostForm.Get("token"))
-	if err != nil {
-		return false
-	}
-	until, ref, _ := strings.Cut(string(plain), " ")
-	expires, err := time.Parse(time.RFC3339, until)
-	return err == nil && time.Now().Before(expires) && ref == string(x.live.Ref)
-}
-
-// signedOut is where a browser lands after a sign-out, here or at the provider. It says
-// "signed out" only to those who are: a form on another site's page is sent without the
-// session's cookie (SameSite=Lax), so nothing was ended when it comes here.
-func (p *Proxy) signedOut(x *exchange) error {
-	if returnTo := p.SignIn.SignedOut(x.r); returnTo != "" {
-		return redirect(x, returnTo)
-	}
-	if err := p.loadSession(x); err != nil {
-		return err
-	}
-	if x.live != nil {
-		return p.confirmSignOut(x, "")
-	}
-	page := page{
-		Title:   "You are signed out",
-		Text:    []string{"This browser is no longer signed in to this site."},
-		Actions: []action{{"Sign in again", p.startURL("/"), true}},
-	}
-	if x.req.RawQuery == "local=1" {
-		page.Text = append(page.Text, "The sign-in provider was not told, so you may still be signed in there: "+
-			"on a computer that others use, close all windows of the browser.")
-	}
-	return p.writePage(x, http.StatusOK, page)
 }
 
 // userinfo tells the apps' scripts who is signed in. Tokens are never in it.

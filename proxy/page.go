@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -19,7 +20,11 @@ type page struct {
 	Text      []string
 	Actions   []action
 	Form      *form
+	Sessions  *sessionList
 	RequestID string
+	// Framers are the origins whose pages may show this one in a frame, as in a
+	// Content-Security-Policy; "" is nobody.
+	Framers string
 }
 
 // An action is a link that looks like a button.
@@ -40,22 +45,26 @@ type form struct {
 //go:embed pages/page.html
 var pageHTML string
 
+//go:embed pages/sessions.html
+var sessionsHTML string
+
 //go:embed pages/page.css
 var pageCSS string
 
-var pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+var pageTemplate = template.Must(template.Must(template.New("page").Parse(pageHTML)).Parse(sessionsHTML))
 
 // contentSecurityPolicy allows the style sheet and the icon that are part of the page,
 // and nothing else: no script, no frame, no other host. A form may lead to the provider,
-// since browsers apply form-action to the redirect that answers a form, too.
-func (p *Proxy) contentSecurityPolicy() string {
+// since browsers apply form-action to the redirect that answers a form, too. framers are
+// page.Framers.
+func (p *Proxy) contentSecurityPolicy(framers string) string {
 	sum := sha256.Sum256([]byte(pageCSS))
 	formAction := "'self'"
 	if origin := p.SignIn.EndSessionOrigin(); origin != "" {
 		formAction += " " + origin
 	}
-	return fmt.Sprintf("default-src 'none'; style-src 'sha256-%s'; img-src data:; form-action %s; base-uri 'none'; frame-ancestors 'none'",
-		base64.StdEncoding.EncodeToString(sum[:]), formAction)
+	return fmt.Sprintf("default-src 'none'; style-src 'sha256-%s'; img-src data:; form-action %s; base-uri 'none'; frame-ancestors %s",
+		base64.StdEncoding.EncodeToString(sum[:]), formAction, cmp.Or(framers, "'none'"))
 }
 
 // writePage answers with a page.
@@ -72,8 +81,10 @@ func (p *Proxy) writePage(x *exchange, status int, pg page) error {
 	h := x.w.Header()
 	ownHeaders(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", p.contentSecurityPolicy())
-	h.Set("X-Frame-Options", "DENY")
+	h.Set("Content-Security-Policy", p.contentSecurityPolicy(pg.Framers))
+	if pg.Framers == "" { // it knows no other origin, and old browsers nothing else
+		h.Set("X-Frame-Options", "DENY")
+	}
 	x.w.WriteHeader(status)
 	if x.r.Method != http.MethodHead {
 		_, _ = x.w.Write(b.Bytes())

@@ -40,7 +40,7 @@ func TestErrorPagesInABrowser(t *testing.T) {
 		cause := errors.New("the cause")
 		switch {
 		case more != "" && code == string(coatcheck.CodeSessionEnded):
-			cause = &endedError{coatcheck.Reason(more)}
+			cause = &session.EndedError{Reason: coatcheck.Reason(more)}
 		case more != "" && code == string(coatcheck.CodeLimit):
 			cause = &store.LimitError{Limit: store.LimitKind(more)}
 		}

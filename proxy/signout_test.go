@@ -20,11 +20,11 @@ func TestSignOut(t *testing.T) {
 	r := newRig(t)
 	_, others := r.signedIn(t, "bob")
 	token := func(live *session.Live, until time.Time) string {
-		sealed, err := r.Ring.SealValue(r.signOutPlace(), r.signOutToken(&exchange{live: live}, until))
+		token, err := r.formToken(&exchange{live: live}, formSignOut, until)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return sealed
+		return token
 	}
 	soon, past := time.Now().Add(time.Minute), time.Now().Add(-time.Second)
 	bob, _ := r.Sessions.Load(t.Context(), others)
@@ -55,17 +55,19 @@ func TestSignOut(t *testing.T) {
 		{name: "a token with GET", method: "GET", token: func(l *session.Live) string { return token(l, soon) }, inQuery: true},
 		{name: "junk", method: "POST", token: func(*session.Live) string { return "junk" }},
 		{name: "what another purpose has sealed", method: "POST", token: func(l *session.Live) string {
-			place := r.signOutPlace()
-			place.Purpose = "login"
-			return sealed(t, r.Ring, place, r.signOutToken(&exchange{live: l}, soon))
+			other, err := r.formToken(&exchange{live: l}, formSessions, soon)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return other
 		}},
 		{name: "what another tenant has sealed", method: "POST", token: func(l *session.Live) string {
-			place := r.signOutPlace()
+			place := r.formPlace(formSignOut)
 			place.Tenant = "other"
-			return sealed(t, r.Ring, place, r.signOutToken(&exchange{live: l}, soon))
+			return sealed(t, r.Ring, place, []byte(soon.UTC().Format(time.RFC3339)+" "+string(l.Ref)))
 		}},
 		{name: "no time in it", method: "POST", token: func(l *session.Live) string {
-			return sealed(t, r.Ring, r.signOutPlace(), []byte(" "+string(l.Ref)))
+			return sealed(t, r.Ring, r.formPlace(formSignOut), []byte(" "+string(l.Ref)))
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
