@@ -246,8 +246,10 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live, used time
 		}
 	}
 	switch {
-	case err == nil, errors.Is(err, ErrInvalid):
-		return live, false, err
+	case err == nil:
+		return live, false, nil
+	case errors.Is(err, ErrInvalid):
+		return nil, false, ErrInvalid
 	default:
 		m.Logger.WarnContext(ctx, "a session could not be renewed", "session", before.Ref, "error", err)
 		return before, false, nil

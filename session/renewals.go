@@ -66,7 +66,8 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 		return a
 	}
 	now := instantOf(time.Now())
-	if r.closed || !waiting && now < r.pauses[live.handle] || !r.gate.enter(now) {
+	pause, paused := r.pauses[live.handle]
+	if r.closed || !waiting && paused && now < pause || !r.gate.enter(now) {
 		return nil
 	}
 	a := &attempt{done: make(chan struct{})}

@@ -285,9 +285,11 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 // live keeps nothing of the request: t's handle may be a part of its header.
 func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	handle := strings.Clone(t.handle)
+	asked := new(atomic.Int64)
+	asked.Store(never)
 	return &Live{
 		Session: s, Ref: coatcheck.MakeRef(handle),
-		handle: handle, verifier: m.verifier(t), asked: new(atomic.Int64), due: m.renewalDue(s), manager: m,
+		handle: handle, verifier: m.verifier(t), asked: asked, due: m.renewalDue(s), manager: m,
 	}
 }
 

@@ -38,7 +38,7 @@ func TestBeginLoadEnd(t *testing.T) {
 
 	live := r.wantUser("248289761001", value)
 	want := goldenSession()
-	want.Created, want.Deadline = live.Created, live.Deadline
+	want.Created, want.Deadline, want.Renewal = live.Created, live.Deadline, live.Renewal
 	if diff := cmp.Diff(want, live.Session); diff != "" {
 		t.Errorf("the loaded session (-want +got):\n%s", diff)
 	}

@@ -1,0 +1,730 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// A provider is a double, since no real one can be made to answer at a chosen instant of a
+// test's own clock: it rotates refresh tokens, and takes each of them once.
+type provider struct {
+	life time.Duration // of access tokens
+
+	mu      sync.Mutex
+	good    map[coatcheck.Secret]bool // refresh tokens that may be redeemed
+	sent    []coatcheck.Secret        // refresh tokens, each time they came
+	checks  int
+	revoked []coatcheck.Secret
+	serial  int
+	groups  []string
+	// answer, unless it is nil, is asked before a request is answered. With before its
+	// error is the answer and nothing was done; otherwise the answer is lost.
+	answer func(n int) (before bool, err error)
+}
+
+func newProvider(life time.Duration) *provider {
+	return &provider{life: life, good: map[coatcheck.Secret]bool{}, groups: []string{"agent"}}
+}
+
+// tokens returns new tokens, as at a sign-in.
+func (p *provider) tokens(now time.Time) coatcheck.Tokens {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.issue(now)
+}
+
+func (p *provider) issue(now time.Time) coatcheck.Tokens {
+	p.serial++
+	refresh := coatcheck.Secret(fmt.Sprintf("refresh %d", p.serial))
+	p.good[refresh] = true
+	return coatcheck.Tokens{
+		Access: coatcheck.Secret(fmt.Sprintf("access %d", p.serial)), Refresh: refresh, AccessExpiry: now.Add(p.life),
+	}
+}
+
+func (p *provider) Refresh(ctx context.Context, s *coatcheck.Session) (*coatcheck.Session, error) {
+	p.mu.Lock()
+	p.sent = append(p.sent, s.Tokens.Refresh)
+	n, answer := len(p.sent), p.answer
+	p.mu.Unlock()
+	var lost error
+	if answer != nil {
+		before, err := answer(n)
+		if before && err != nil {
+			return nil, err
+		}
+		lost = err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.good[s.Tokens.Refresh] {
+		return nil, &coatcheck.RenewalError{Outcome: coatcheck.OutcomeRefused, Err: errors.New("invalid_grant")}
+	}
+	p.good[s.Tokens.Refresh] = false
+	next := *s
+	next.Tokens = p.issue(time.Now())
+	next.Identity.Groups = slices.Clone(p.groups)
+	if lost != nil {
+		return nil, lost
+	}
+	return &next, nil
+}
+
+func (p *provider) Check(ctx context.Context, s *coatcheck.Session) (*coatcheck.Session, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.checks++
+	if p.answer != nil {
+		if _, err := p.answer(p.checks); err != nil {
+			return nil, err
+		}
+	}
+	next := *s
+	next.Identity.Groups = slices.Clone(p.groups)
+	return &next, nil
+}
+
+func (p *provider) Revoke(_ context.Context, token coatcheck.Secret, _ coatcheck.TokenKind) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.revoked = append(p.revoked, token)
+	return nil
+}
+
+func (p *provider) setAnswer(answer func(n int) (bool, error)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.answer = answer
+}
+
+// uses returns how often refresh tokens were sent, and fails the test if one was twice.
+func (p *provider) uses(t *testing.T) int {
+	t.Helper()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	seen := map[coatcheck.Secret]bool{}
+	for _, token := range p.sent {
+		if seen[token] {
+			t.Errorf("%q was sent twice", token.Reveal())
+		}
+		seen[token] = true
+	}
+	return len(p.sent)
+}
+
+func outcome(o coatcheck.Outcome) error {
+	return &coatcheck.RenewalError{Outcome: o, Err: errors.New("the test says so")}
+}
+
+func always(before bool, err error) func(int) (bool, error) {
+	return func(int) (bool, error) { return before, err }
+}
+
+const accessLife = 10 * time.Minute
+
+// newRefreshing returns nodes on one store, with a provider whose access tokens live for
+// accessLife.
+func newRefreshing(t *testing.T, n int, change ...func(*Options)) ([]*rig, *provider) {
+	t.Helper()
+	p := newProvider(accessLife)
+	first := newHearing(t, append([]func(*Options){func(o *Options) {
+		o.Provider, o.Leases, o.Tombstones = p, o.Store.(store.Leaser), time.Hour
+		o.Feed = o.Store.(store.Watcher)
+	}}, change...)...)
+	rigs := []*rig{first}
+	for range n - 1 {
+		rigs = append(rigs, first.beside(func(*Options) {}))
+	}
+	for _, r := range rigs {
+		r.run(t)
+	}
+	return rigs, p
+}
+
+// enter begins a session with tokens of the provider.
+func (r *rig) enter(sub string, p *provider) string {
+	r.t.Helper()
+	s := user(sub)
+	s.Tokens = p.tokens(time.Now())
+	h := map[string][]string{}
+	if _, err := r.Begin(r.t.Context(), h, carrying(), s); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.cookieIn(h)
+}
+
+// ended returns why the session of a dead cookie ended.
+func (r *rig) ended(value string) coatcheck.Reason {
+	reason, _ := r.Ended(context.Background(), carrying(value))
+	return reason
+}
+
+// Invariant 7, A-S5: whoever comes, on whichever node, the token is sent once. Ahead of its
+// end nobody waits, and afterwards everybody gets the new one.
+func TestOneRefresh(t *testing.T) {
+	for name, test := range map[string]struct {
+		after    time.Duration // of the sign-in
+		provider time.Duration // that the provider takes
+		waits    bool
+	}{
+		"ahead":               {accessLife - maxAhead, time.Second, false},
+		"ahead, and slow":     {accessLife - maxAhead, 30 * time.Second, false},
+		"at the end":          {accessLife, 0, true},
+		"at the end and slow": {accessLife, 30 * time.Second, true}, // A-S6: longer than the lease
+		"long after":          {accessLife + 15*time.Minute, time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 3)
+				value := nodes[0].enter("alice", p)
+				nodes[1].wantUser("alice", value)
+				p.setAnswer(func(int) (bool, error) { time.Sleep(test.provider); return false, nil })
+				p.groups = []string{"changed"}
+				time.Sleep(test.after)
+				began := time.Now()
+				var all sync.WaitGroup
+				for i := range 100 {
+					all.Go(func() {
+						live := nodes[i%3].wantUser("alice", value)
+						if got := live.Tokens.Access == "access 2"; got != test.waits {
+							t.Errorf("served with %q", live.Tokens.Access.Reveal())
+						}
+					})
+				}
+				all.Wait()
+				if waited := time.Since(began); test.waits && waited < test.provider || !test.waits && waited > 0 {
+					t.Errorf("they waited for %v", waited)
+				}
+				time.Sleep(time.Minute)
+				for _, n := range nodes {
+					live := n.wantUser("alice", value)
+					if live.Tokens.Access != "access 2" || !slices.Equal(live.Identity.Groups, []string{"changed"}) {
+						t.Errorf("afterwards %q, groups %v", live.Tokens.Access.Reveal(), live.Identity.Groups)
+					}
+				}
+				if n := p.uses(t); n != 1 {
+					t.Errorf("%d refreshes", n)
+				}
+				nodes[0].wantKept(value)
+			})
+		})
+	}
+}
+
+// A session in use is refreshed again and again, one that is not isn't.
+func TestRefreshGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value, unused := nodes[0].enter("alice", p), nodes[0].enter("bob", p)
+		for i := range 4 * 60 {
+			time.Sleep(15 * time.Second)
+			nodes[i%2].wantUser("alice", value)
+		}
+		if n := p.uses(t); n < 6 || n > 7 {
+			t.Errorf("%d refreshes in an hour of tokens that live for %v", n, accessLife)
+		}
+		nodes[0].wantInvalid(unused)
+	})
+}
+
+// A refresh is no reason for a session to live longer than its use and its deadline say.
+func TestRefreshKeepsTheEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.Absolute = 2 * time.Hour })
+		began := time.Now()
+		value := nodes[0].enter("alice", p)
+		time.Sleep(accessLife + time.Minute)
+		nodes[0].wantUser("alice", value)
+		time.Sleep(idle - time.Second)
+		nodes[0].wantUser("alice", value)
+		for time.Since(began) < 2*time.Hour-time.Minute {
+			time.Sleep(time.Minute)
+			nodes[0].wantUser("alice", value)
+		}
+		time.Sleep(time.Minute)
+		nodes[0].wantInvalid(value)
+	})
+}
+
+// A-S7: a provider that is down, or does not know this client, costs nobody the session, and
+// is not asked with every request.
+func TestRefreshFails(t *testing.T) {
+	for _, o := range []coatcheck.Outcome{coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured} {
+		t.Run(o.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2)
+				value := nodes[0].enter("alice", p)
+				p.setAnswer(always(true, outcome(o)))
+				time.Sleep(accessLife - time.Minute)
+				for i := range 600 { // ten minutes, most of them with a token that has ended
+					if live := nodes[i%2].wantUser("alice", value); live.Tokens.Access != "access 1" {
+						t.Fatalf("served with %q", live.Tokens.Access.Reveal())
+					}
+					time.Sleep(time.Second)
+				}
+				if n := len(p.sent); n < 10 || n > 40 {
+					t.Errorf("the provider was asked %d times in ten minutes", n)
+				}
+				p.setAnswer(nil)
+				for range 2 * int(maxRetry/time.Second) {
+					time.Sleep(time.Second)
+					nodes[1].wantUser("alice", value)
+				}
+				if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" || live.Renewal.Failures != 0 {
+					t.Errorf("afterwards %q, %+v", live.Tokens.Access.Reveal(), live.Renewal)
+				}
+			})
+		})
+	}
+}
+
+// A-S7: what the provider has ended is over, and the person is told why.
+func TestRefreshRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value := nodes[0].enter("alice", p)
+		p.good["refresh 1"] = false
+		time.Sleep(accessLife)
+		var all sync.WaitGroup
+		for i := range 20 {
+			all.Go(func() { nodes[i%2].wantInvalid(value) })
+		}
+		all.Wait()
+		if n := p.uses(t); n != 1 || nodes[1].ended(value) != coatcheck.ReasonRefreshRefused {
+			t.Errorf("asked %d times, ended for %q", n, nodes[1].ended(value))
+		}
+		nodes[0].wantKept()
+	})
+}
+
+// Invariant 7: a token that may have been used up is not sent again. The old access token
+// serves while it lives, and then the person is told.
+func TestRefreshLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(always(false, outcome(coatcheck.OutcomeUnknown)))
+		time.Sleep(accessLife - maxAhead)
+		for i := range 59 {
+			nodes[i%2].wantUser("alice", value)
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Second)
+		nodes[1].wantInvalid(value)
+		nodes[0].wantInvalid(value)
+		if n := p.uses(t); n != 1 || nodes[0].ended(value) != coatcheck.ReasonRefreshLost {
+			t.Errorf("sent %d times, ended for %q", n, nodes[0].ended(value))
+		}
+		nodes[0].wantKept()
+	})
+}
+
+// Within the provider's grace the token is sent again, and not after it.
+func TestRotationGrace(t *testing.T) {
+	for _, heals := range []bool{true, false} {
+		t.Run(fmt.Sprint(heals), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2, func(o *Options) { o.RotationGrace = 20 * time.Second })
+				value := nodes[0].enter("alice", p)
+				p.setAnswer(func(n int) (bool, error) {
+					if heals && n == 3 {
+						return false, nil
+					}
+					return true, outcome(coatcheck.OutcomeUnknown)
+				})
+				time.Sleep(accessLife - maxAhead)
+				began := time.Now()
+				for i := range 55 {
+					nodes[i%2].wantUser("alice", value)
+					time.Sleep(time.Second)
+				}
+				p.mu.Lock()
+				sent := len(p.sent)
+				p.mu.Unlock()
+				if heals != (sent == 3) || sent < 3 {
+					t.Errorf("sent %d times", sent)
+				}
+				time.Sleep(accessLife - time.Since(began) - 2*time.Minute)
+				if heals {
+					nodes[0].wantUser("alice", value)
+				} else {
+					nodes[0].wantInvalid(value)
+				}
+			})
+		})
+	}
+}
+
+// A lossyStore does what it is asked and loses the answer, as often as it is told.
+type lossyStore struct {
+	store.Store
+	mu   sync.Mutex
+	lose int
+}
+
+func (l *lossyStore) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
+	err := l.Store.Replace(ctx, key, revision, value, ttl)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lose > 0 && err == nil {
+		l.lose--
+		return errDown
+	}
+	return err
+}
+
+// A store that fails while a refresh is written down costs nobody the session: neither when
+// it is not known whether the intent stands there, nor when the new tokens can't be kept for
+// a while.
+func TestRefreshSurvivesTheStore(t *testing.T) {
+	t.Run("the intent's answer is lost", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			lossy := &lossyStore{}
+			nodes, p := newRefreshing(t, 2, func(o *Options) { lossy.Store = o.Store; o.Store = lossy })
+			value := nodes[0].enter("alice", p)
+			time.Sleep(accessLife - maxAhead)
+			lossy.lose = 1
+			nodes[0].wantUser("alice", value)
+			time.Sleep(20 * time.Second)
+			if n := p.uses(t); n != 0 {
+				t.Fatalf("sent %d times, and nobody knew that it was noted", n)
+			}
+			nodes[1].wantUser("alice", value)
+			time.Sleep(20 * time.Second)
+			if live := nodes[1].wantUser("alice", value); live.Tokens.Access != "access 2" {
+				t.Errorf("not refreshed afterwards: %+v", live.Renewal)
+			}
+		})
+	})
+	t.Run("the tokens can't be written", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			nodes, p := newRefreshing(t, 2)
+			value := nodes[0].enter("alice", p)
+			time.Sleep(accessLife - maxAhead)
+			p.setAnswer(func(int) (bool, error) {
+				nodes[0].probe.forget(failing("replace"))
+				return false, nil
+			})
+			nodes[0].wantUser("alice", value)
+			time.Sleep(30 * time.Second)
+			nodes[1].wantUser("alice", value)
+			nodes[0].probe.forget(nil)
+			time.Sleep(10 * time.Second)
+			if live := nodes[1].wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+				t.Errorf("the new tokens were lost: %+v", live.Renewal)
+			}
+		})
+	})
+}
+
+// A-L15, invariant 2: a session that ends while its tokens are refreshed stays ended, and
+// the fresh tokens are revoked.
+func TestRefreshDoesNotResurrect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
+		time.Sleep(accessLife - maxAhead)
+		live := nodes[0].wantUser("alice", value)
+		time.Sleep(5 * time.Second)
+		if err := nodes[1].end(t.Context(), live, coatcheck.ReasonRevoked); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		nodes[0].wantInvalid(value)
+		nodes[0].wantKept()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !slices.Contains(p.revoked, "refresh 2") {
+			t.Errorf("revoked: %d tokens, and not the fresh one", len(p.revoked))
+		}
+	})
+}
+
+// A stopping is a Leaser whose node is stopped (SIGSTOP) when it has been given a lease: it
+// hears of it late, and renews nothing meanwhile.
+type stopping struct {
+	store.Leaser
+	stop chan struct{} // closed when the node goes on
+}
+
+func (s stopping) Acquire(ctx context.Context, name string, ttl time.Duration) (store.Lease, error) {
+	l, err := s.Leaser.Acquire(ctx, name, ttl)
+	<-s.stop
+	return l, err
+}
+
+// The holder of the lease is stopped before it has sent anything: another node takes over,
+// and the first one sends nothing when it goes on.
+func TestRefreshHolderStopsBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		stop := make(chan struct{})
+		stopped := nodes[0].beside(func(o *Options) { o.Leases = stopping{o.Leases, stop} })
+		stopped.run(t)
+		value := nodes[0].enter("alice", p)
+		time.Sleep(accessLife)
+		var first sync.WaitGroup
+		first.Go(func() { stopped.wantUser("alice", value) })
+		synctest.Wait()
+		if live := nodes[1].wantUser("alice", value); live.Tokens.Access != "access 2" {
+			t.Errorf("the other node serves %q", live.Tokens.Access.Reveal())
+		}
+		close(stop)
+		first.Wait()
+		time.Sleep(time.Minute)
+		stopped.wantUser("alice", value)
+		if n := p.uses(t); n != 1 {
+			t.Errorf("sent %d times", n)
+		}
+	})
+}
+
+// A dying is a Leaser whose node dies while it holds a lease.
+type dying struct{ store.Leaser }
+
+func (d dying) Acquire(ctx context.Context, name string, ttl time.Duration) (store.Lease, error) {
+	l, err := d.Leaser.Acquire(ctx, name, ttl)
+	return abandoned{l}, err
+}
+
+type abandoned struct{ store.Lease }
+
+func (abandoned) Renew(context.Context, time.Duration) error { return errDown }
+func (abandoned) Release(context.Context) error              { return errDown }
+
+// The holder dies after it has sent the token: nobody sends it again, and the session ends
+// with its access token. If the holder has not died but was only stopped for long, what it
+// then brings is kept.
+func TestRefreshHolderStopsAfter(t *testing.T) {
+	for _, returns := range []bool{false, true} {
+		t.Run(fmt.Sprintf("returns=%t", returns), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2)
+				dead := nodes[0].beside(func(o *Options) { o.Leases = dying{o.Leases} })
+				dead.run(t)
+				value := nodes[0].enter("alice", p)
+				back := make(chan struct{})
+				unblock := sync.OnceFunc(func() { close(back) })
+				t.Cleanup(unblock)
+				p.setAnswer(func(int) (bool, error) { <-back; return false, nil })
+				time.Sleep(accessLife - maxAhead)
+				dead.wantUser("alice", value)
+				synctest.Wait()
+				for i := range 40 {
+					nodes[i%2].wantUser("alice", value)
+					time.Sleep(time.Second)
+				}
+				if returns {
+					unblock()
+					synctest.Wait()
+				}
+				time.Sleep(30 * time.Second)
+				if returns {
+					if live := nodes[1].wantUser("alice", value); live.Tokens.Access != "access 2" {
+						t.Errorf("served with %q, %+v", live.Tokens.Access.Reveal(), live.Renewal)
+					}
+				} else {
+					nodes[1].wantInvalid(value)
+					if got := nodes[0].ended(value); got != coatcheck.ReasonRefreshLost {
+						t.Errorf("ended for %q", got)
+					}
+					unblock()
+				}
+				if n := p.uses(t); n != 1 {
+					t.Errorf("sent %d times", n)
+				}
+			})
+		})
+	}
+}
+
+// A client that hangs up changes nothing, and one that waits does not wait for ever.
+func TestRefreshBelongsToNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		value := nodes[0].enter("alice", p)
+		stuck := make(chan struct{})
+		p.setAnswer(func(int) (bool, error) { <-stuck; return false, nil })
+		time.Sleep(accessLife)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		live, err := nodes[0].Load(ctx, carrying(value))
+		wantCode(t, live, err, coatcheck.CodeUnknown, value)
+		began := time.Now()
+		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 1" || time.Since(began) != freshPatience {
+			t.Errorf("served with %q after %v", live.Tokens.Access.Reveal(), time.Since(began))
+		}
+		close(stuck)
+		synctest.Wait()
+		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+			t.Errorf("what the client had begun was not kept: %+v", live.Renewal)
+		}
+	})
+}
+
+// A node that stops writes down what it has begun to ask.
+func TestRefreshIsFinished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		leaving := nodes[0].beside(func(*Options) {})
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { leaving.Run(ctx) })
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
+		time.Sleep(accessLife - maxAhead)
+		leaving.wantUser("alice", value)
+		synctest.Wait()
+		stop()
+		running.Wait()
+		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" {
+			t.Errorf("Run returned before the new tokens were kept: %+v", live.Renewal)
+		}
+		if a := leaving.startRenewal(ticket{}, &Live{handle: "x"}, true); a != nil {
+			t.Error("a node that leaves begins another one")
+		}
+	})
+}
+
+// A provider that is down for everybody is asked ever more seldom, whatever number of
+// sessions there is.
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		var values []string
+		for i := range 50 {
+			values = append(values, nodes[0].enter(fmt.Sprint("user", i), p))
+		}
+		p.setAnswer(always(true, outcome(coatcheck.OutcomeNone)))
+		time.Sleep(accessLife)
+		for range 300 {
+			for i, value := range values {
+				nodes[0].wantUser(fmt.Sprint("user", i), value)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := len(p.sent); n > 100 {
+			t.Errorf("asked %d times in five minutes", n)
+		}
+		p.setAnswer(nil)
+		for range 120 {
+			for i, value := range values {
+				nodes[0].wantUser(fmt.Sprint("user", i), value)
+			}
+			time.Sleep(time.Second)
+		}
+		for i, value := range values {
+			if live := nodes[0].wantUser(fmt.Sprint("user", i), value); live.Renewal.Failures != 0 {
+				t.Fatalf("not refreshed afterwards: %+v", live.Renewal)
+			}
+		}
+	})
+}
+
+// The provider is asked at an interval whether it still vouches for somebody.
+func TestRecheck(t *testing.T) {
+	every := func(o *Options) { o.Recheck = time.Minute }
+	// use uses the session for so long, once a second.
+	use := func(r *rig, value string, d time.Duration) (last *Live) {
+		for range int(d / time.Second) {
+			live, err := r.load(value)
+			if err != nil {
+				return nil
+			}
+			last = live
+			time.Sleep(time.Second)
+		}
+		return last
+	}
+	t.Run("changes take effect", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			nodes, p := newRefreshing(t, 2, every)
+			value := nodes[0].enter("alice", p)
+			p.groups = []string{"changed"}
+			live := use(nodes[1], value, 70*time.Second)
+			if live == nil || !slices.Equal(live.Identity.Groups, []string{"changed"}) || p.checks != 1 || len(p.sent) != 0 {
+				t.Errorf("%+v, %d checks, %d refreshes", live, p.checks, len(p.sent))
+			}
+		})
+	})
+	t.Run("a provider that is down ends nothing", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			nodes, p := newRefreshing(t, 1, every)
+			value := nodes[0].enter("alice", p)
+			p.answer = always(true, outcome(coatcheck.OutcomeNone))
+			if use(nodes[0], value, 5*time.Minute) == nil {
+				t.Error("the session has ended")
+			}
+			if p.checks > 5*60/int(renewalPause/time.Second) || p.checks < 3 {
+				t.Errorf("%d checks in four minutes", p.checks)
+			}
+		})
+	})
+	t.Run("refused, and there is a refresh token", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			nodes, p := newRefreshing(t, 1, every)
+			value := nodes[0].enter("alice", p)
+			first := true
+			p.answer = func(int) (bool, error) {
+				if first {
+					first = false
+					return true, outcome(coatcheck.OutcomeRefused)
+				}
+				return false, nil
+			}
+			if live := use(nodes[0], value, 70*time.Second); live == nil || live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+				t.Errorf("%+v", live)
+			}
+		})
+	})
+	t.Run("refused, and there is none", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			nodes, p := newRefreshing(t, 1, every)
+			s := user("alice")
+			s.Tokens = coatcheck.Tokens{Access: "access", AccessExpiry: time.Now().Add(accessLife)}
+			h := map[string][]string{}
+			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s); err != nil {
+				t.Fatal(err)
+			}
+			value := nodes[0].cookieIn(h)
+			p.answer = always(true, outcome(coatcheck.OutcomeRefused))
+			if use(nodes[0], value, 70*time.Second); nodes[0].ended(value) != coatcheck.ReasonRefreshRefused {
+				t.Errorf("ended for %q", nodes[0].ended(value))
+			}
+		})
+	})
+}
+
+// A session without a refresh token, or whose provider does not say how long its tokens
+// live, is let be.
+func TestNothingToRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		for _, tokens := range []coatcheck.Tokens{{Access: "a", AccessExpiry: time.Now().Add(time.Minute)}, {Access: "a", Refresh: "r"}} {
+			s := user("alice")
+			s.Tokens = tokens
+			h := map[string][]string{}
+			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s); err != nil {
+				t.Fatal(err)
+			}
+			value := nodes[0].cookieIn(h)
+			for range 60 {
+				time.Sleep(time.Minute)
+				nodes[0].wantUser("alice", value)
+			}
+		}
+		if len(p.sent)+p.checks != 0 {
+			t.Errorf("%d refreshes and %d checks", len(p.sent), p.checks)
+		}
+	})
+}
