@@ -32,6 +32,7 @@ type node struct {
 	streams  *upstream.Streams
 	store    store.Store
 	clock    *cluster.Clock
+	keys     *keyring
 	metrics  http.Handler
 }
 
@@ -59,9 +60,11 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 	if err := n.clock.Measure(ctx); err != nil {
 		n.logger.Warn("going by this node's own clock until the store tells the time", "error", err)
 	}
+	n.keys.start(ctx)
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var tasks sync.WaitGroup
 	tasks.Go(func() { n.clock.Run(background) })
+	tasks.Go(func() { n.keys.run(background) })
 	tasks.Go(func() { n.signIn.Run(background) })
 	tasks.Go(func() { n.sessions.Run(background) })
 	tasks.Go(func() { n.follow(background) })

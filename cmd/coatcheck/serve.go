@@ -54,7 +54,7 @@ func (c checkCmd) Run(con console) error {
 	if err != nil {
 		return err
 	}
-	if _, err := readRing(cfg.Keys); err != nil && !(errors.Is(err, seal.ErrNoFile) && mayMakeRing(cfg)) {
+	if _, err := readRing(cfg.Keys); err != nil && !(errors.Is(err, seal.ErrNoFile) && singleNode(cfg)) {
 		return err
 	}
 	for _, w := range cfg.Warnings() {

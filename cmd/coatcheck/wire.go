@@ -70,6 +70,8 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 	})
 	kept := counts.Store(guarded)
 	clock := cluster.NewClock(kept, logger)
+	keys := newKeyring(cfg, ring, kept, clock.Now, logger)
+	counts.Keys(keys.failed.Load)
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
 	events.Subscribe(counts.Events(cfg.Node))
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
@@ -129,6 +131,7 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		streams:  streams,
 		store:    kept,
 		clock:    clock,
+		keys:     keys,
 		metrics:  counts.Handler(),
 	}, nil
 }
@@ -232,7 +235,7 @@ func newLimits(cfg config.SessionLimits) store.Limits {
 // one place: nodes that share a store must share a ring that somebody gave them.
 func openRing(cfg *config.Config, logger *slog.Logger) (*seal.Ring, error) {
 	ring, err := readRing(cfg.Keys)
-	if !errors.Is(err, seal.ErrNoFile) || !mayMakeRing(cfg) {
+	if !errors.Is(err, seal.ErrNoFile) || !singleNode(cfg) {
 		return ring, err
 	}
 	file := cfg.Keys.File
@@ -247,7 +250,8 @@ func openRing(cfg *config.Config, logger *slog.Logger) (*seal.Ring, error) {
 	return ring, nil
 }
 
-func mayMakeRing(cfg *config.Config) bool { return cfg.Store.Driver == config.DriverSQLite }
+// singleNode tells whether the store can be used by one process alone.
+func singleNode(cfg *config.Config) bool { return cfg.Store.Driver == config.DriverSQLite }
 
 func readRing(keys config.Keys) (*seal.Ring, error) {
 	if keys.Env == "" {
