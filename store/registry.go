@@ -119,8 +119,9 @@ type Registry interface {
 
 	// Renew moves the end of e to ttl from now, never closer, and its Seen to now. Where e
 	// is not listed, or not fully, it is listed again, whatever the limits: a session that
-	// is in use and was lost from the list is counted from now on. It returns ErrEnding,
-	// and changes nothing, where e is ending.
+	// is in use and was lost from the list is counted from now on. Where it is, it stays as
+	// Admit was given it: e may be described by a node of another version, which knows less.
+	// It returns ErrEnding, and changes nothing, where e is ending.
 	Renew(ctx context.Context, e Entry, ttl time.Duration) error
 
 	// End marks an entry as ending: listed, not counted, never renewed. It returns the

@@ -94,6 +94,11 @@ func testRenew(t testing.TB, h RegistryHarness) {
 		}
 		wantSame(t, "Find", got, a)
 	}
+	less := a
+	less.Data = a.Data[:1]
+	r.renew(less, long)
+	wantSame(t, "Find after Renew by a node that knows less", r.get(a), a)
+
 	before := time.Now()
 	r.renew(a, 2*long)
 	got := r.get(a)

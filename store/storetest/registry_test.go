@@ -152,6 +152,7 @@ func TestSuiteRejectsBrokenRegistries(t *testing.T) {
 		{"who is denied takes a seat", func(r store.Registry) store.Registry { return &miscounts{soundRegistry: r, onDenied: 1} }, "Total"},
 		{"Renew revives", func(r store.Registry) store.Registry { return renewRevives{r} }, "End"},
 		{"Renew revives the evicted", func(r store.Registry) store.Registry { return renewRevives{r} }, "EvictOldest"},
+		{"Renew describes", func(r store.Registry) store.Registry { return &renewDescribes{soundRegistry: r} }, "Renew"},
 		{"Renew shortens", func(r store.Registry) store.Registry { return renewShortens{r} }, "Renew"},
 		{"Renew lists nothing", func(r store.Registry) store.Registry { return renewListsNothing{r} }, "RenewRelists"},
 		{"the last reason stays", func(r store.Registry) store.Registry {
