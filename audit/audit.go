@@ -88,7 +88,7 @@ func (l *Log) line(ctx context.Context, level slog.Level, e coatcheck.Event) {
 	if !l.Logger.Enabled(ctx, level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 11)
+	attrs := make([]slog.Attr, 0, 12)
 	for _, a := range []struct{ key, value string }{
 		{"event", string(e.Type)},
 		{"id", e.ID},
@@ -99,6 +99,7 @@ func (l *Log) line(ctx context.Context, level slog.Level, e coatcheck.Event) {
 		{"session", string(e.Ref)},
 		{"app", e.App},
 		{"reason", string(e.Reason)},
+		{"by", e.By},
 		{"limit", e.Limit},
 	} {
 		if a.value != "" {
