@@ -221,6 +221,17 @@ func (r *Ring) Outdated(sealed []byte) bool {
 	return slices.ContainsFunc(s.keys[s.seals+1:], func(k key) bool { return k.kid == id })
 }
 
+// Holds returns nil if the ring has the key that sealed a record, and otherwise ErrRetired,
+// ErrUnknownKey or ErrBroken, as OpenRecord would.
+func (r *Ring) Holds(sealed []byte) error {
+	id, ok := ticketKey(sealed)
+	if !ok {
+		return ErrBroken
+	}
+	_, err := r.find(id)
+	return err
+}
+
 // Format implements fmt.Formatter: a ring shows the IDs of its keys, whatever the verb.
 func (r *Ring) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key ring %v", r.KeyIDs()) }
 

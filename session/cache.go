@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/store"
 )
 
@@ -60,6 +61,7 @@ type cached struct {
 	live     *Live
 	mac      [sha256.Size]byte // of the ticket
 	sealed   [sha256.Size]byte // hash of the record's value
+	sealedBy string            // the key of the ring that sealed it
 	read     instant           // when the read that found it began
 	epoch    uint64
 	bytes    int
@@ -154,8 +156,9 @@ func (c *cache) confirmed(read instant, epoch uint64) instant {
 // since that began.
 func (c *cache) put(t ticket, f *flight, live *Live) *cached {
 	now := f.began
+	sealedBy, _ := seal.KeyID(f.rec.Value)
 	e := &cached{
-		live: live, mac: c.mac(t), sealed: sha256.Sum256(f.rec.Value),
+		live: live, mac: c.mac(t), sealed: sha256.Sum256(f.rec.Value), sealedBy: sealedBy,
 		read: now, epoch: f.epoch, bytes: sizeOf(live),
 	}
 	e.ends.Store(now + int64(f.rec.TTL))

@@ -97,6 +97,15 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 	return a
 }
 
+// background runs a task that belongs to no request and that close waits for.
+func (r *renewals) background(task func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.running.Go(task)
+	}
+}
+
 // watch returns a channel that is closed at the next change of the handle's record that this
 // node hears of, or when it may have missed one. The function release ends the watch.
 func (r *renewals) watch(handle string) (changed <-chan struct{}, release func()) {

@@ -181,7 +181,7 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 		return nil, ErrInvalid
 	}
 	if known != nil {
-		if err := m.touch(ctx, known); err != nil {
+		if err := m.touch(ctx, cookie, known); err != nil {
 			return nil, err
 		}
 		return m.renewed(ctx, cookie, live)
@@ -239,9 +239,11 @@ func (m *Manager) open(ctx context.Context, value string) (*Live, *cached, error
 			return nil, nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 		}
 		live := (*Live)(nil)
-		if known != nil && known.sealed == sha256.Sum256(flight.rec.Value) {
+		if known != nil && known.sealed == sha256.Sum256(flight.rec.Value) && m.Ring.Holds(flight.rec.Value) == nil {
 			live = known.live
-		} else if live, err = m.unseal(t, flight.rec.Value); err != nil {
+		} else if live, err = m.unseal(t, flight.rec.Value); errors.Is(err, seal.ErrRetired) {
+			return nil, nil, m.endRetired(ctx, t)
+		} else if err != nil {
 			return nil, nil, err
 		}
 		known = m.cache.put(t, flight, live)
@@ -310,7 +312,10 @@ func (m *Manager) seal(t ticket, s *coatcheck.Session) ([]byte, error) {
 // entry is renewed first, so that what can be used is listed. A session that ended between
 // the read and the touch is invalid: it was ended on purpose. Any other failure costs
 // nothing now, since the read was good and a later request tries again.
-func (m *Manager) touch(ctx context.Context, c *cached) error {
+//
+// On that occasion a record that an old key has sealed is sealed anew, by the ticket in the
+// cookie.
+func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 	now := time.Now()
 	want, slack := m.ttl(c.live.Session), m.slack
 	if want < m.Idle {
@@ -344,6 +349,9 @@ func (m *Manager) touch(ctx context.Context, c *cached) error {
 	case err == nil:
 		c.ends.Store(instantOf(now) + int64(want))
 		m.tellRenewed(ctx, c.live, left)
+		if c.sealedBy != m.Ring.Current() {
+			m.startReseal(cookie, c.live)
+		}
 	}
 	return nil
 }
