@@ -7,6 +7,9 @@
 //	coatcheck serve --config FILE      run a node
 //	coatcheck check --config FILE      say what is wrong with a configuration
 //	coatcheck key new FILE             make the key ring that all nodes share
+//	coatcheck key rotate FILE          add a key to it, which seals from a later time on
+//	coatcheck key list FILE            say which keys it has
+//	coatcheck key retire KEY           take an old one out
 //	coatcheck store migrate --config FILE
 //	                                   make the tables of PostgreSQL, or bring them up to date
 //	coatcheck store audit --config FILE
@@ -42,7 +45,7 @@ type commands struct {
 	Dev         devCmd         `cmd:"" help:"Try coatcheck: start the proxy, a development provider and a sample app on this machine."`
 	Serve       serveCmd       `cmd:"" help:"Run a node."`
 	Check       checkCmd       `cmd:"" help:"Say what is wrong with a configuration, and what it means."`
-	Key         keyCmd         `cmd:"" help:"Make the keys that nodes share."`
+	Key         keyCmd         `cmd:"" help:"Look after the keys that nodes share."`
 	Store       storeCmd       `cmd:"" help:"Look after the store."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 	DevProvider devProviderCmd `cmd:"" help:"Run the development provider alone, on loopback."`

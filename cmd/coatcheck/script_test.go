@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/seal"
 )
 
 func TestMain(m *testing.M) {
@@ -35,6 +36,7 @@ func TestScripts(t *testing.T) {
 			"exits":   exits,
 			"serving": serving,
 			"occupy":  occupy,
+			"keyid":   keyid,
 		},
 	})
 }
@@ -74,6 +76,18 @@ func serving(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("%v", err)
 		}
 	}
+}
+
+// keyid VAR N FILE sets VAR to the ID of the N-th key of a key ring, counted from 1.
+func keyid(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: keyid VAR N FILE")
+	}
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	ring, err := seal.ReadRing(ts.MkAbs(args[2]))
+	ts.Check(err)
+	ts.Setenv(args[0], ring.KeyIDs()[n-1])
 }
 
 // occupy ADDR listens there until the script ends.
