@@ -30,6 +30,7 @@ type Metrics struct {
 	events     *prometheus.CounterVec
 	ended      *prometheus.CounterVec
 	denied     *prometheus.CounterVec
+	renewals   *prometheus.CounterVec
 	storeOps   *prometheus.HistogramVec
 }
 
@@ -80,6 +81,10 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 			Name: "coatcheck_session_limit_denials_total",
 			Help: "Sign-ins that this node refused because of a limit, by limit: per_user, per_app, total.",
 		}, []string{"limit"}),
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coatcheck_session_renewals_total",
+			Help: "Refresh tokens redeemed, by result: ok, or the outcome: none, refused, misconfigured, unknown.",
+		}, []string{"result"}),
 		storeOps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "coatcheck_store_operation_duration_seconds",
 			Help:    "Time of a call to the store, by operation and result: ok, absent, conflict, limit, ending, held, error.",
@@ -103,6 +108,12 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 	for _, reason := range coatcheck.Reasons() {
 		m.ended.WithLabelValues(string(reason))
 	}
+	for _, result := range []string{
+		"ok", coatcheck.OutcomeNone.String(), coatcheck.OutcomeRefused.String(),
+		coatcheck.OutcomeMisconfigured.String(), coatcheck.OutcomeUnknown.String(),
+	} {
+		m.renewals.WithLabelValues(result)
+	}
 	for _, limit := range limits() {
 		m.denied.WithLabelValues(string(limit))
 	}
@@ -119,7 +130,7 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 		Name: "coatcheck_upstream_answers_broken_total",
 		Help: "Answers that an app broke off after their header; the client's connection was broken off too.",
 	}, func() float64 { return float64(broken()) })
-	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied,
+	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied, m.renewals,
 		m.storeOps, info, open, brokenOff,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -149,6 +160,9 @@ func (m *Metrics) Unverified() { m.unverified.Inc() }
 
 // SignIn counts one answer of a provider: "ok" or an error's code.
 func (m *Metrics) SignIn(result string) { m.signIns.WithLabelValues(result).Inc() }
+
+// Renewed counts one refresh token that was redeemed: "ok", or a coatcheck.Outcome's name.
+func (m *Metrics) Renewed(result string) { m.renewals.WithLabelValues(result).Inc() }
 
 // Events returns a function that counts those events that the node called by that name told
 // of first, so that the sum over all nodes counts each once. It is to be told each once.

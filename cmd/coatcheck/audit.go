@@ -44,7 +44,7 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 		return err
 	}
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
-	sessions := newSessions(cfg, ring, newJar(cfg), kept, events, nil, clock.Now, logger)
+	sessions := newSessions(cfg, kept, session.Options{Events: events, Ring: ring, Jar: newJar(cfg), Now: clock.Now, Logger: logger})
 
 	pause := session.AuditPause
 	if c.Repair {

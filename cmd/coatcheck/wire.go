@@ -96,7 +96,10 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		Logger:          logger,
 		Now:             clock.Now,
 	})
-	sessions := newSessions(cfg, ring, jar, kept, events, signIn, clock.Now, logger)
+	sessions := newSessions(cfg, kept, session.Options{
+		Provider: signIn, Events: events, Renewed: counts.Renewed,
+		Ring: ring, Jar: jar, Now: clock.Now, Logger: logger,
+	})
 	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
 	counts.Breaker(
 		func() int { reads, _ := guarded.States(); return int(reads) },
@@ -136,32 +139,17 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 	}, nil
 }
 
-// newSessions returns the manager of the sessions in a store. provider may be nil: then
-// sessions are neither renewed nor revoked at their provider.
-func newSessions(cfg *config.Config, ring *seal.Ring, jar *cookie.Jar, kept store.Backend, events session.Recorder, provider session.Provider, now func() time.Time, logger *slog.Logger) *session.Manager {
-	return session.New(session.Options{
-		Store:         kept,
-		Registry:      kept,
-		Feed:          kept,
-		Leases:        kept,
-		Provider:      provider,
-		Events:        events,
-		Ring:          ring,
-		Jar:           jar,
-		Tenant:        tenant,
-		Node:          cfg.Node,
-		Idle:          cfg.Session.IdleTimeout,
-		Absolute:      cfg.Session.AbsoluteTimeout,
-		Limits:        newLimits(cfg.Session.Limits),
-		Tombstones:    cfg.Session.Tombstones,
-		CacheSize:     cfg.Cache.SizeBytes,
-		Lease:         cfg.Cache.Lease,
-		OutageGrace:   cfg.Session.OutageGrace,
-		RotationGrace: cfg.Providers[0].RotationGrace,
-		Recheck:       cfg.Providers[0].Recheck,
-		Now:           now,
-		Logger:        logger,
-	})
+// newSessions returns the manager of the sessions in a store. o has the parts, and what the
+// configuration says is added.
+func newSessions(cfg *config.Config, kept store.Backend, o session.Options) *session.Manager {
+	o.Store, o.Registry, o.Feed, o.Leases = kept, kept, kept, kept
+	o.Tenant, o.Node = tenant, cfg.Node
+	o.Idle, o.Absolute = cfg.Session.IdleTimeout, cfg.Session.AbsoluteTimeout
+	o.Limits = newLimits(cfg.Session.Limits)
+	o.Tombstones, o.OutageGrace = cfg.Session.Tombstones, cfg.Session.OutageGrace
+	o.CacheSize, o.Lease = cfg.Cache.SizeBytes, cfg.Cache.Lease
+	o.RotationGrace, o.Recheck = cfg.Providers[0].RotationGrace, cfg.Providers[0].Recheck
+	return session.New(o)
 }
 
 // newJar returns what knows the cookies of a site.
