@@ -58,25 +58,27 @@ func (w *wire) Write(b []byte) (int, error) {
 }
 
 // fetchOnce is fetch by the client for requests that must not be sent twice. sent tells
-// whether the provider may have got a part of the body. Nothing of it was sent if there
-// was no connection; if the header was not written yet; or if every write since then
-// failed with nothing accepted, as it does once the other side has reset the connection.
+// whether the provider may have got a part of the request. It has got nothing if there was
+// no connection, or if every write to it failed with nothing accepted, as it does once
+// the other side has reset the connection.
 func (p *RelyingParty) fetchOnce(req *http.Request) (status int, body []byte, sent bool, err error) {
 	var conn *wire
-	var before int64 // writes of the handshakes
-	var header atomic.Bool
+	var handshakes int64 // the writes they took
 	req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+		// Called before the request is written. That it was written net/http says too
+		// early, when its header is still in a buffer.
 		GotConn: func(info httptrace.GotConnInfo) {
+			sent = true
 			if conn = wireOf(info.Conn); conn != nil {
-				before = conn.writes.Load()
+				handshakes = conn.writes.Load()
 			}
 		},
-		// It is called before the header leaves net/http's own buffer, so it does not
-		// tell enough alone. Without it, closing a TLS connection counts as a write.
-		WroteHeaders: func() { header.Store(true) },
 	}))
 	status, body, err = fetch(p.once, req)
-	return status, body, header.Load() && (conn == nil || conn.writes.Load() > before), err
+	if conn != nil {
+		sent = conn.writes.Load() > handshakes
+	}
+	return status, body, sent, err
 }
 
 // wireOf returns the wire under a connection, nil if there is none.

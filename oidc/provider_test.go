@@ -57,9 +57,12 @@ type hostile struct {
 	keys     []jose.JSONWebKey
 	signer   func(claims map[string]any) string
 	onToken  http.HandlerFunc // instead of the token endpoint
+	onRevoke http.HandlerFunc // instead of the revocation endpoint
+	access   string           // what the userinfo endpoint takes
 	nonce    string           // of the sign-in that is redeemed next
 
 	tokenRequests []tokenRequest
+	revocations   []tokenRequest
 	jwksRequests  int
 	otherRequests []string
 }
@@ -70,12 +73,20 @@ type tokenRequest struct {
 	basic          bool
 }
 
+func newTokenRequest(r *http.Request) tokenRequest {
+	_ = r.ParseForm()
+	req := tokenRequest{form: r.PostForm}
+	req.user, req.password, req.basic = r.BasicAuth()
+	return req
+}
+
 func newHostile(t *testing.T) *hostile {
-	i := &hostile{t: t}
+	i := &hostile{t: t, access: "access-1"}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", i.serveMetadata)
 	mux.HandleFunc("GET /jwks", i.serveKeys)
 	mux.HandleFunc("POST /token", i.serveToken)
+	mux.HandleFunc("POST /revoke", i.serveRevoke)
 	mux.HandleFunc("GET /userinfo", i.serveUserinfo)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		i.mu.Lock()
@@ -94,7 +105,11 @@ func (i *hostile) publish(kid string, key *rsa.PrivateKey) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.keys = []jose.JSONWebKey{{Key: key.Public(), KeyID: kid, Algorithm: "RS256", Use: "sig"}}
-	i.signer = func(c map[string]any) string {
+	i.signer = signer(kid, key)
+}
+
+func signer(kid string, key *rsa.PrivateKey) func(map[string]any) string {
+	return func(c map[string]any) string {
 		return sign(map[string]any{"alg": "RS256", "kid": kid, "typ": "JWT"}, c, key)
 	}
 }
@@ -127,6 +142,7 @@ func (i *hostile) serveMetadata(w http.ResponseWriter, _ *http.Request) {
 		"jwks_uri":                              i.URL + "/jwks",
 		"userinfo_endpoint":                     i.URL + "/userinfo",
 		"end_session_endpoint":                  i.URL + "/end?a=b",
+		"revocation_endpoint":                   i.URL + "/revoke",
 		"id_token_signing_alg_values_supported": []string{"RS256", "HS256", "none"},
 		"authorization_response_iss_parameter_supported": true,
 	}, i.metadata))
@@ -153,10 +169,7 @@ func (i *hostile) honest(nonce string) map[string]any {
 func (i *hostile) serveToken(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	_ = r.ParseForm()
-	req := tokenRequest{form: r.PostForm}
-	req.user, req.password, req.basic = r.BasicAuth()
-	i.tokenRequests = append(i.tokenRequests, req)
+	i.tokenRequests = append(i.tokenRequests, newTokenRequest(r))
 	if i.onToken != nil {
 		i.onToken(w, r)
 		return
@@ -167,10 +180,19 @@ func (i *hostile) serveToken(w http.ResponseWriter, r *http.Request) {
 	}, i.answer))
 }
 
+func (i *hostile) serveRevoke(w http.ResponseWriter, r *http.Request) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.revocations = append(i.revocations, newTokenRequest(r))
+	if i.onRevoke != nil {
+		i.onRevoke(w, r)
+	}
+}
+
 func (i *hostile) serveUserinfo(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.userinfo == nil || r.Header.Get("Authorization") != "Bearer access-1" {
+	if i.userinfo == nil || r.Header.Get("Authorization") != "Bearer "+i.access {
 		http.Error(w, "no", http.StatusForbidden)
 		return
 	}
