@@ -19,6 +19,9 @@ var endedTitles = map[coatcheck.Reason]string{
 	coatcheck.ReasonEvicted:   "You were signed out",
 	coatcheck.ReasonRevoked:   "You were signed out",
 	coatcheck.ReasonLost:      "Your session is lost",
+
+	coatcheck.ReasonRefreshRefused: "You were signed out",
+	coatcheck.ReasonRefreshLost:    "Please sign in again",
 }
 
 // checkEnded asks with the cookie of a session that has ended, once as a script and once

@@ -40,6 +40,7 @@ type nodeOptions struct {
 	logLevel string // "": info
 	dir      string // "": a new one
 	notReady bool   // don't wait for /ready, only for the listener
+	env      []string
 }
 
 // A node is a running coatcheck.
@@ -118,7 +119,7 @@ func (n *node) start() {
 		ready = testenv.Listening(n.addr)
 	}
 	n.Process = testenv.Start(n.t, testenv.Command{
-		Path: program(n.t), Args: []string{"serve", "--config", n.config}, Ready: ready, Within: 30 * time.Second,
+		Path: program(n.t), Args: []string{"serve", "--config", n.config}, Env: n.options.env, Ready: ready, Within: 30 * time.Second,
 	})
 }
 

@@ -67,6 +67,14 @@ const people = /^(alice|bob|carol|u\d{1,3})$/;
 // What POST /_people has said of somebody: groups, disabled.
 const changes = new Map();
 
+function change({ sub, ...fields }) {
+  changes.set(sub, { ...changes.get(sub), ...fields });
+  if (!fields.disabled) return;
+  for (const [key, { payload }] of records) {
+    if (key.startsWith('Session:') && payload.accountId === sub) records.delete(key);
+  }
+}
+
 function account(sub) {
   const changed = changes.get(sub);
   if (!people.test(sub) || changed?.disabled) return undefined;
@@ -156,8 +164,8 @@ let refused = 0;
 
 provider.use(async (ctx, next) => {
   await next();
-  const token = ctx.oidc?.route === 'token' && ctx.oidc.client && ctx.oidc.params?.refresh_token;
-  if (!token) return;
+  const token = ctx.oidc?.route === 'token' && ctx.oidc.params?.refresh_token;
+  if (!token || ctx.body?.error === 'invalid_client') return;
   const hash = createHash('sha256').update(token).digest('base64url');
   redeemed.set(hash, (redeemed.get(hash) ?? 0) + 1);
   if (ctx.status !== 200) refused += 1;
@@ -250,8 +258,7 @@ const server = createServer((req, res) => {
   }
   if (pathname === '/_people') {
     body(req).then((text) => {
-      const { sub, ...change } = JSON.parse(text);
-      changes.set(sub, { ...changes.get(sub), ...change });
+      change(JSON.parse(text));
       send(res, 200, 'application/json', '{}');
     });
     return;

@@ -38,8 +38,11 @@ type ProviderProxy struct {
 	config  *tls.Config
 	forward *httputil.ReverseProxy
 
+	pages  *http.Server // the issuer
+	grants *http.Server // the token endpoint
+
 	mu      sync.Mutex
-	servers []*http.Server // none while it is cut off
+	open    []net.Listener // none while it is cut off
 	faults  RefreshFaults
 	over    chan struct{} // closed when faults are no longer those
 	random  *rand.Rand
@@ -112,12 +115,15 @@ func startProviderProxy(t testing.TB, provider string) *ProviderProxy {
 		},
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
+	x.pages = &http.Server{Handler: x, ErrorLog: log.New(io.Discard, "", 0)}
+	// Whoever keeps a connection for later finds it closed, or just being closed.
+	x.grants = &http.Server{Handler: x, IdleTimeout: 20 * time.Millisecond, ErrorLog: log.New(io.Discard, "", 0)}
 	x.Restore()
 	t.Cleanup(func() {
 		x.Fault(RefreshFaults{})
-		for _, s := range x.detach() {
-			_ = s.Close()
-		}
+		x.Cut()
+		_ = x.pages.Close()
+		_ = x.grants.Close()
 	})
 	return x
 }
@@ -145,13 +151,15 @@ func (x *ProviderProxy) Waiting() int {
 	return x.waiting
 }
 
-// Cut refuses all connections, and closes those that are idle; what is under way goes on.
+// Cut refuses all connections, and closes those that are idle. What is under way goes on.
 func (x *ProviderProxy) Cut() {
-	done, cancel := context.WithCancel(context.Background())
-	cancel() // wait for nobody
-	for _, s := range x.detach() {
-		_ = s.Shutdown(done)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, l := range x.open {
+		_ = l.Close()
 	}
+	x.open = nil
+	x.pages.SetKeepAlivesEnabled(false) // closes those that are idle
 }
 
 // Restore ends a Cut.
@@ -159,29 +167,21 @@ func (x *ProviderProxy) Restore() {
 	x.t.Helper()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, addr := range []string{x.host, x.tokens} {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			x.t.Errorf("testenv: the provider's proxy: %v", err)
-			return
-		}
-		s := &http.Server{Handler: x, ErrorLog: log.New(io.Discard, "", 0)}
-		if addr == x.tokens {
-			// Whoever keeps a connection for later finds it closed, or just being closed.
-			s.IdleTimeout = 20 * time.Millisecond
-			l = tls.NewListener(&resetting{l, x}, x.config)
-		}
-		x.servers = append(x.servers, s)
-		go func() { _ = s.Serve(l) }()
-	}
+	x.pages.SetKeepAlivesEnabled(true)
+	x.listen(x.pages, x.host, func(l net.Listener) net.Listener { return l })
+	x.listen(x.grants, x.tokens, func(l net.Listener) net.Listener { return tls.NewListener(&resetting{l, x}, x.config) })
 }
 
-func (x *ProviderProxy) detach() []*http.Server {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	servers := x.servers
-	x.servers = nil
-	return servers
+// listen is called with x.mu held.
+func (x *ProviderProxy) listen(s *http.Server, addr string, wrap func(net.Listener) net.Listener) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		x.t.Errorf("testenv: the provider's proxy: %v", err)
+		return
+	}
+	l = wrap(l)
+	x.open = append(x.open, l)
+	go func() { _ = s.Serve(l) }()
 }
 
 // resetting is a listener that resets its share of the connections.
