@@ -37,7 +37,7 @@ type rig struct {
 }
 
 // newRig returns a proxy that knows its provider.
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	public := &url.URL{Scheme: "https", Host: "app.example.com"}
 	jar := cookie.New("coatcheck", "", false)
@@ -108,7 +108,7 @@ func newRig(t *testing.T) *rig {
 }
 
 // discoverProvider runs a relying party until the test ends, and waits until it is ready.
-func discoverProvider(t *testing.T, p *oidc.RelyingParty) {
+func discoverProvider(t testing.TB, p *oidc.RelyingParty) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
