@@ -23,7 +23,7 @@ const (
 	saveLimit = 10 * time.Minute
 	// freshPatience bounds how long a request waits for new tokens. After that it is served
 	// with the old ones.
-	freshPatience = 45 * time.Second
+	freshPatience = 20 * time.Second
 	// askAgain is how long a session whose renewal has begun, or was put off, is served
 	// without another look.
 	askAgain = time.Second
@@ -490,11 +490,10 @@ func (m *Manager) rewrite(ctx context.Context, t ticket, used time.Time, change 
 			return nil, err
 		}
 		live = m.live(t, &next)
-		ttl := rec.TTL
+		ttl, entry := rec.TTL, store.Entry{}
 		if want := m.ttl(&next) - time.Since(used); want > ttl {
 			// As in touch, the entry first.
-			entry, err := m.listing(&next, live.handle, live.verifier)
-			if err != nil {
+			if entry, err = m.listing(&next, live.handle, live.verifier); err != nil {
 				return nil, err
 			}
 			switch err := m.Registry.Renew(ctx, entry, want+listedLonger); {
@@ -510,6 +509,9 @@ func (m *Manager) rewrite(ctx context.Context, t ticket, used time.Time, change 
 			m.forget(live.handle)
 			return live, nil
 		case errors.Is(err, store.ErrNotFound):
+			if entry.ID != "" {
+				m.unlist(ctx, entry)
+			}
 			m.forget(live.handle)
 			return nil, ErrInvalid
 		case !errors.Is(err, store.ErrConflict):

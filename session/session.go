@@ -333,10 +333,7 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 	if err = m.Registry.Renew(ctx, entry, want+listedLonger); err == nil {
 		err = m.Store.Touch(ctx, c.live.handle, want)
 		if errors.Is(err, store.ErrNotFound) {
-			// It ended in between, or the entry of one that is over was just listed again.
-			if ended, endErr := m.Registry.End(ctx, entry, store.ReasonExpired); endErr == nil {
-				_ = m.finish(ctx, ended, nil) // or whoever reaps it
-			}
+			m.unlist(ctx, entry)
 		}
 	}
 	switch {
@@ -354,6 +351,14 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 		}
 	}
 	return nil
+}
+
+// unlist takes back a Renew whose record is gone: the session ended in between, or the entry
+// of one that is over was just listed again.
+func (m *Manager) unlist(ctx context.Context, entry store.Entry) {
+	if ended, err := m.Registry.End(ctx, entry, store.ReasonExpired); err == nil {
+		_ = m.finish(ctx, ended, nil) // or whoever reaps it
+	}
 }
 
 // warn logs that a touch failed, once a minute: if that stays so, everybody is signed
