@@ -188,7 +188,7 @@ type shownTime struct {
 // Machine and Human are the two spellings of a time in a page.
 func (t shownTime) Machine() string { return t.At.Format(time.RFC3339) }
 
-func (t shownTime) Human() string { return t.At.Format("2 January 2006, 15:04 UTC") }
+func (t shownTime) Human() string { return t.At.Format("2 Jan 2006, 15:04 UTC") }
 
 // Summary says how many sessions there are.
 func (l *sessionList) Summary() string {
