@@ -93,7 +93,8 @@ func TestInstallationsShareARedis(t *testing.T) {
 	}
 }
 
-// keySpace returns what an installation keeps, as Redis writes it down.
+// keySpace returns what an installation keeps, as Redis writes it down, but for the list of
+// its live nodes: they report to it all the time.
 func keySpace(t *testing.T, r *testenv.Redis, prefix string) map[string]string {
 	t.Helper()
 	keys, err := r.Do("KEYS", prefix+"*").AsStrSlice()
@@ -102,6 +103,9 @@ func keySpace(t *testing.T, r *testenv.Redis, prefix string) map[string]string {
 	}
 	space := map[string]string{}
 	for _, key := range keys {
+		if strings.Contains(key, "{nodes:") {
+			continue
+		}
 		dump, err := r.Do("DUMP", key).ToString()
 		if err != nil {
 			t.Fatal(err)

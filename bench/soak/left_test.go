@@ -37,17 +37,20 @@ type kind struct {
 // The kinds that expire in a time of their own, which is not the session's. A used sign-in
 // is remembered for a quarter of an hour, and its value key in Redis for twice that; the
 // journal for store.JournalLife. In Redis, a node that is killed in the midst of a
-// sign-in leaves an index that names nobody, and that ends by itself.
+// sign-in leaves an index that names nobody, and that ends by itself. The list of live
+// nodes is there for as long as nodes are.
 const (
 	claims  = "used sign-ins"
 	journal = "journal"
 	nobodys = "indexes that name nobody"
+	nodes   = "live nodes"
 )
 
 var ownTime = map[string]time.Duration{
 	claims:  30 * time.Minute,
 	journal: store.JournalLife,
 	nobodys: 3 * time.Minute,
+	nodes:   2 * time.Minute,
 }
 
 func (l left) add(name string, last time.Duration) {
@@ -58,10 +61,12 @@ func (l left) add(name string, last time.Duration) {
 	l[name] = k
 }
 
-// all is how much there is.
+// all is how much there is that does not tell of nodes that still run.
 func (l left) all() (n int) {
-	for _, k := range l {
-		n += k.Count
+	for name, k := range l {
+		if name != nodes {
+			n += k.Count
+		}
 	}
 	return n
 }
@@ -92,6 +97,8 @@ func ofRecord(key string) string {
 		return "tombstones"
 	case strings.HasPrefix(key, "coatcheck-login-"):
 		return claims
+	case strings.HasPrefix(key, "nodes:"):
+		return nodes
 	default:
 		return "records"
 	}
