@@ -16,7 +16,7 @@ import (
 	"github.com/coatcheck/coatcheck/store/redis"
 )
 
-// A-Z12: nodes whose clocks are ten minutes apart agree on when a session began and on its
+// Nodes whose clocks are ten minutes apart agree on when a session began and on its
 // absolute end, to the time that the store takes to answer.
 func TestNodesAgree(t *testing.T) {
 	for _, driver := range []struct {

@@ -41,6 +41,7 @@ type nodeOptions struct {
 	dir      string // "": a new one
 	notReady bool   // don't wait for /ready, only for the listener
 	env      []string
+	program  string // path of its coatcheck; "": the one of this tree
 }
 
 // A node is a running coatcheck.
@@ -119,7 +120,7 @@ func (n *node) start() {
 		ready = testenv.Listening(n.addr)
 	}
 	n.Process = testenv.Start(n.t, testenv.Command{
-		Path: program(n.t), Args: []string{"serve", "--config", n.config}, Env: n.options.env, Ready: ready, Within: 30 * time.Second,
+		Path: cmp.Or(n.options.program, program(n.t)), Args: []string{"serve", "--config", n.config}, Env: n.options.env, Ready: ready, Within: 30 * time.Second,
 	})
 }
 
