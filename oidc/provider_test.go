@@ -246,7 +246,7 @@ func (c *clock) add(d time.Duration) {
 }
 
 // newParty returns a relying party of the provider that has not discovered it yet.
-func newParty(t *testing.T, issuer string, change func(*Config)) (*RelyingParty, *clock) {
+func newParty(t testing.TB, issuer string, change func(*Config)) (*RelyingParty, *clock) {
 	c := &clock{t: now}
 	public := &url.URL{Scheme: "https", Host: "app.t1.test"}
 	config := Config{
