@@ -106,6 +106,9 @@ func (k *keyring) run(ctx context.Context) {
 	defer signal.Stop(hangup)
 	changed, stop := k.watch()
 	defer stop()
+	if k.file != "" {
+		k.load(false) // it may have changed before anybody watched
+	}
 
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()

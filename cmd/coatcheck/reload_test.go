@@ -1,0 +1,369 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coatcheck/coatcheck/cluster"
+	"github.com/coatcheck/coatcheck/config"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/store/memory"
+)
+
+// journal is a log that can be read while it is written.
+type journal struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (j *journal) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(p)
+}
+
+func (j *journal) count(text string) int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Count(j.buf.String(), text)
+}
+
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited too long for %s", what)
+		}
+	}
+}
+
+// startKeyring runs the keyring of a single node whose ring is in that file.
+func startKeyring(t *testing.T, file string) (*keyring, *journal) {
+	t.Helper()
+	ring, err := seal.ReadRing(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &journal{}
+	cfg := &config.Config{Keys: config.Keys{File: file}, Store: config.Store{Driver: config.DriverSQLite}}
+	k := newKeyring(cfg, ring, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil)))
+	k.start(t.Context())
+	k.failed.Store(true) // until it has looked at the file, which it does when it watches
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { k.run(ctx) })
+	t.Cleanup(func() { stop(); running.Wait() })
+	await(t, "the keyring to watch", func() bool { return !k.failed.Load() })
+	return k, log
+}
+
+func writeRing(t *testing.T, file string, ring *seal.Ring) {
+	t.Helper()
+	if err := os.WriteFile(file, ring.Marshal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rotated(t *testing.T, ring *seal.Ring, activate time.Time) *seal.Ring {
+	t.Helper()
+	next, err := ring.Rotated(activate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// However the file is changed, the node has the new key soon, and seals with it.
+func TestKeysAreReadAgain(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now())
+	for _, way := range []struct {
+		name   string
+		set    func(t *testing.T, dir string)
+		change func(t *testing.T, dir string)
+	}{
+		{
+			"written in place",
+			func(t *testing.T, dir string) { writeRing(t, filepath.Join(dir, "keys.json"), first) },
+			func(t *testing.T, dir string) { writeRing(t, filepath.Join(dir, "keys.json"), second) },
+		},
+		{
+			"replaced",
+			func(t *testing.T, dir string) { writeRing(t, filepath.Join(dir, "keys.json"), first) },
+			func(t *testing.T, dir string) {
+				if err := second.Write(filepath.Join(dir, "keys.json")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		{
+			"a secret of Kubernetes",
+			func(t *testing.T, dir string) {
+				secret(t, dir, "..1", first)
+				link(t, "..1", filepath.Join(dir, "..data"))
+				link(t, filepath.Join("..data", "keys.json"), filepath.Join(dir, "keys.json"))
+			},
+			func(t *testing.T, dir string) {
+				secret(t, dir, "..2", second)
+				link(t, "..2", filepath.Join(dir, "..data_tmp"))
+				if err := os.Rename(filepath.Join(dir, "..data_tmp"), filepath.Join(dir, "..data")); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+		{
+			"elsewhere, and SIGHUP",
+			func(t *testing.T, dir string) {
+				secret(t, dir, "elsewhere", first)
+				link(t, filepath.Join("elsewhere", "keys.json"), filepath.Join(dir, "keys.json"))
+			},
+			func(t *testing.T, dir string) {
+				writeRing(t, filepath.Join(dir, "elsewhere", "keys.json"), second)
+				if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+					t.Fatal(err)
+				}
+			},
+		},
+	} {
+		t.Run(way.name, func(t *testing.T) {
+			survive(t)
+			dir := t.TempDir()
+			way.set(t, dir)
+			k, log := startKeyring(t, filepath.Join(dir, "keys.json"))
+			if !slices.Equal(k.ring.KeyIDs(), first.KeyIDs()) {
+				t.Fatalf("keys %v at the start", k.ring.KeyIDs())
+			}
+			way.change(t, dir)
+			await(t, "the new key to seal", func() bool { return k.ring.Current() != first.Current() })
+			if !slices.Equal(k.ring.KeyIDs(), second.KeyIDs()) || k.ring.Current() != second.KeyIDs()[0] {
+				t.Errorf("keys %v, %s seals", k.ring.KeyIDs(), k.ring.Current())
+			}
+			if n := log.count("the key ring was read again"); n != 1 {
+				t.Errorf("the log says so %d times", n)
+			}
+			if k.failed.Load() {
+				t.Error("that counts as a failure")
+			}
+		})
+	}
+}
+
+// survive keeps SIGHUP from ending the test before somebody listens to it.
+func survive(t *testing.T) {
+	t.Helper()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangup) })
+}
+
+func secret(t *testing.T, dir, name string, ring *seal.Ring) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeRing(t, filepath.Join(dir, name, "keys.json"), ring)
+}
+
+func link(t *testing.T, to, name string) {
+	t.Helper()
+	_ = os.Remove(name)
+	if err := os.Symlink(to, name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A-Z9: what can't be used changes nothing, and is told until it is put right.
+func TestBadKeysAreRefused(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now())
+	missing, err := second.Retired(first.Current(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := bytes.Replace(missing.Marshal(), []byte(`"retired"`), []byte(`"forgotten"`), 1)
+	unnoted := func() []byte { // without the key that seals, and without a note of that
+		text := string(missing.Marshal())
+		from := strings.Index(text, `"retired"`)
+		to := strings.Index(text, `"index_key"`)
+		return []byte(text[:from] + text[to:])
+	}()
+	file := filepath.Join(t.TempDir(), "keys.json")
+	writeRing(t, file, first)
+	k, log := startKeyring(t, file)
+	for name, bad := range map[string]struct {
+		data []byte
+		says string
+	}{
+		"cut off":                     {second.Marshal()[:100], "not a key ring"},
+		"empty":                       {nil, "not a key ring"},
+		"another field":               {cut, "not a key ring"},
+		"another installation's":      {seal.NewRing().Marshal(), "it is the ring of other sessions"},
+		"without the key that seals":  {unnoted, "a key is taken out with coatcheck key retire"},
+		"a file that is a folder now": {[]byte("folder"), "is a directory"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := log.count(bad.says)
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			if string(bad.data) == "folder" {
+				if err := os.Mkdir(file, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := os.WriteFile(file, bad.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			await(t, "an error in the log", func() bool { return log.count(bad.says) > before })
+			if !k.failed.Load() || !slices.Equal(k.ring.KeyIDs(), first.KeyIDs()) {
+				t.Errorf("failed is %v, keys %v, want those of before", k.failed.Load(), k.ring.KeyIDs())
+			}
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			writeRing(t, file, first)
+			await(t, "the end of the alarm", func() bool { return !k.failed.Load() })
+		})
+	}
+	if n := log.count("level=ERROR"); n < 6 {
+		t.Errorf("%d errors in the log", n)
+	}
+}
+
+// A ring from the environment is not read again, and SIGHUP does not end the process.
+func TestKeysFromTheEnvironment(t *testing.T) {
+	ring := seal.NewRing()
+	log := &journal{}
+	cfg := &config.Config{Keys: config.Keys{Env: "RING"}, Store: config.Store{Driver: config.DriverSQLite}}
+	k := newKeyring(cfg, ring, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil)))
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { k.run(ctx) })
+	survive(t)
+	await(t, "a word about it", func() bool {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		return log.count("is from the environment") > 0
+	})
+	stop()
+	running.Wait()
+}
+
+// A single node needs nobody's word for a new key, but its time must have come.
+func TestSingleNodePromotes(t *testing.T) {
+	first := seal.NewRing()
+	file := filepath.Join(t.TempDir(), "keys.json")
+	due := time.Now().Add(2 * time.Second).Truncate(time.Second)
+	writeRing(t, file, rotated(t, first, due))
+	k, _ := startKeyring(t, file)
+	if time.Now().Before(due) && k.ring.Current() != first.Current() {
+		t.Fatal("the new key seals before its time")
+	}
+	await(t, "the new key to seal", func() bool { return k.ring.Current() != first.Current() })
+	if time.Now().Before(due) {
+		t.Error("the new key seals before its time")
+	}
+}
+
+// newTold returns the keyring of a node in a cluster, which the test tells who lives.
+func newTold(t *testing.T, ring *seal.Ring) (*keyring, *journal) {
+	t.Helper()
+	next, err := seal.ParseRing(ring.Marshal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := &journal{}
+	cfg := &config.Config{Node: "a", Keys: config.Keys{File: "keys.json"}, Store: config.Store{Driver: config.DriverRedis}}
+	return newKeyring(cfg, next, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil))), log
+}
+
+// A new key seals once every live node has it; the log names those that have not, and once
+// a minute is enough.
+func TestKeyWaitsForAllNodes(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now().Add(-time.Second))
+	k, log := newTold(t, second)
+	old, both := first.KeyIDs(), second.KeyIDs()
+	for range 3 {
+		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}, {Node: "c", Keys: old}})
+	}
+	if k.ring.Current() != first.Current() {
+		t.Error("a key seals that not all nodes have")
+	}
+	if n := log.count("not all nodes have it"); n != 1 {
+		t.Errorf("the log says so %d times, want once a minute", n)
+	}
+	if log.count(`nodes_without="[b c]"`) != 1 || log.count(both[0]) == 0 {
+		t.Error("the log does not say which nodes lack which key")
+	}
+	k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: both}})
+	if k.ring.Current() != both[0] {
+		t.Error("the key does not seal though all nodes have it")
+	}
+	k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}})
+	if k.ring.Current() != both[0] {
+		t.Error("the key does not seal any more")
+	}
+}
+
+// Before its time a key does not seal, whoever has it, and nobody is reminded of it.
+func TestKeyWaitsForItsTime(t *testing.T) {
+	ring := rotated(t, seal.NewRing(), time.Now().Add(time.Hour))
+	k, log := newTold(t, ring)
+	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}, {Node: "b", Keys: ring.KeyIDs()[1:]}})
+	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}})
+	if k.ring.Current() != ring.KeyIDs()[1] || log.count("level=WARN") != 0 {
+		t.Errorf("%s seals, %d warnings", k.ring.Current(), log.count("level=WARN"))
+	}
+}
+
+// A node that lacks what others have says so, unless it has retired that.
+func TestNodeLacksAKey(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now())
+	others := []cluster.Member{{Node: "b", Keys: second.KeyIDs()}, {Node: "c", Keys: second.KeyIDs()}}
+	k, log := newTold(t, first)
+	k.told(others)
+	k.told(others)
+	if log.count("this one lacks") != 1 || log.count(`nodes_with="[b c]"`) != 1 || log.count(second.KeyIDs()[0]) != 1 {
+		t.Errorf("the log does not say once who has which key:\n%s", &log.buf)
+	}
+	retired, err := second.Retired(first.Current(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, log = newTold(t, retired)
+	k.told(others)
+	if log.count("level=WARN") != 0 {
+		t.Errorf("a retired key is missed:\n%s", &log.buf)
+	}
+}
+
+// A node that starts knows at once which key the others seal with, if the store answers, and
+// seals with the one that all have if not.
+func TestKeyAtTheStart(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now().Add(-time.Second))
+	k, _ := newTold(t, second)
+	k.start(t.Context())
+	if k.ring.Current() != second.KeyIDs()[0] {
+		t.Error("the only node seals with an old key")
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	k, _ = newTold(t, second)
+	k.start(gone)
+	if k.ring.Current() != first.Current() {
+		t.Error("a node that nobody answers seals with a new key")
+	}
+}
