@@ -207,8 +207,8 @@ func (m *Manager) heldPatience() time.Duration {
 
 // attempt does what a session wants of its provider, unless somebody else does it. It
 // returns the session as it is afterwards, whether or not anything came of it; held says
-// that another node is about it. used is when the session was used last.
-func (m *Manager) attempt(ctx context.Context, t ticket, before *Live, used time.Time) (live *Live, held bool, err error) {
+// that another node is about it.
+func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Live, held bool, err error) {
 	lease, err := m.Leases.Acquire(ctx, "refresh-"+m.name("refresh", t.handle), refreshLease)
 	switch {
 	case errors.Is(err, store.ErrHeld):
@@ -231,14 +231,14 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live, used time
 	switch need := m.needOf(s, now); {
 	case need == needNothing:
 	case need == needCheck:
-		live, err = m.recheck(ctx, t, live, used)
+		live, err = m.recheck(ctx, t, live)
 	case need != needEnd && s.Renewal.Attempt != "" && !m.maySendAgain(s, now):
 		m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
 			"session", live.Ref)
 		m.told(coatcheck.OutcomeUnknown.String())
-		live, err = m.lose(ctx, t, live, used)
+		live, err = m.lose(ctx, t, live)
 	case need != needEnd:
-		live, err = m.refresh(ctx, t, live, used)
+		live, err = m.refresh(ctx, t, live)
 	}
 	if err == nil && m.needOf(live.Session, m.Now()) == needEnd {
 		if err = m.end(ctx, live, coatcheck.ReasonRefreshLost); err == nil {
@@ -292,10 +292,10 @@ func hold(lease store.Lease) (release func()) {
 // refresh redeems the session's refresh token. The attempt is noted in the record before
 // anything is sent, so that nobody sends the token a second time whatever becomes of this
 // node (invariant 7), and every outcome is written there too, so that all nodes hear of it.
-func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, error) {
 	token, attempt := live.Tokens.Refresh, rand.Text()
 	again := live.Renewal.Attempt != "" // the one before may have had an effect
-	noted, err := m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+	noted, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 		if s.Tokens.Refresh != token || s.Renewal.Attempt != live.Renewal.Attempt {
 			return false // somebody was faster
 		}
@@ -310,7 +310,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.T
 			return nil, err
 		}
 		// Whether it is noted is not known, but nothing was sent.
-		return m.settle(ctx, t, live, attempt, used, m.failed(coatcheck.OutcomeNone, again))
+		return m.settle(ctx, t, live, attempt, m.failed(coatcheck.OutcomeNone, again))
 	}
 	if noted.Renewal.Attempt != attempt {
 		return noted, nil
@@ -318,7 +318,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.T
 	next, err := m.Provider.Refresh(ctx, noted.Session)
 	if err == nil {
 		m.told("ok")
-		return m.keep(ctx, t, noted, attempt, used, next)
+		return m.keep(ctx, t, noted, attempt, next)
 	}
 	outcome := outcomeOf(err)
 	m.told(outcome.String())
@@ -331,7 +331,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.T
 		slog.String("outcome", outcome.String()), slog.String("error", err.Error()))
 	switch outcome {
 	case coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured:
-		return m.settle(ctx, t, noted, attempt, used, m.failed(outcome, again))
+		return m.settle(ctx, t, noted, attempt, m.failed(outcome, again))
 	case coatcheck.OutcomeRefused:
 		if err := m.end(ctx, noted, coatcheck.ReasonRefreshRefused); err != nil {
 			return nil, err // whoever comes next finds the attempt
@@ -339,9 +339,9 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live, used time.T
 		return nil, ErrInvalid
 	default:
 		if m.maySendAgain(noted.Session, m.Now()) {
-			return m.settle(ctx, t, noted, attempt, used, m.failed(coatcheck.OutcomeUnknown, again))
+			return m.settle(ctx, t, noted, attempt, m.failed(coatcheck.OutcomeUnknown, again))
 		}
-		return m.lose(ctx, t, noted, used)
+		return m.lose(ctx, t, noted)
 	}
 }
 
@@ -373,8 +373,8 @@ func (m *Manager) failed(outcome coatcheck.Outcome, again bool) func(*coatcheck.
 
 // keep writes down the new tokens. If the session has ended meanwhile nobody can use them
 // any more, and the provider is told so.
-func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt string, used time.Time, next *coatcheck.Session) (*Live, error) {
-	live, err := m.settle(ctx, t, before, attempt, used, func(s *coatcheck.Session) {
+func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt string, next *coatcheck.Session) (*Live, error) {
+	live, err := m.settle(ctx, t, before, attempt, func(s *coatcheck.Session) {
 		s.Tokens, s.Identity = next.Tokens, next.Identity
 		m.planRenewal(s)
 	})
@@ -387,12 +387,12 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 
 // settle writes down what became of an attempt. It goes on until the store takes it: what is
 // not written is lost, and costs the person a sign-in.
-func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt string, used time.Time, change func(*coatcheck.Session)) (*Live, error) {
+func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt string, change func(*coatcheck.Session)) (*Live, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
 	defer cancel()
 	token := before.Tokens.Refresh
 	for wait := minRetry / 10; ; wait = min(2*wait, 5*time.Second) {
-		live, err := m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+		live, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 			if s.Renewal.Attempt != attempt || s.Tokens.Refresh != token && !lost(s) {
 				return false // another node goes on from here
 			}
@@ -412,9 +412,9 @@ func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt st
 }
 
 // lose forgets a refresh token that must not be sent again. The attempt stays, to say why.
-func (m *Manager) lose(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+func (m *Manager) lose(ctx context.Context, t ticket, live *Live) (*Live, error) {
 	attempt := live.Renewal.Attempt
-	return m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+	return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 		if s.Renewal.Attempt != attempt || s.Tokens.Refresh == "" {
 			return false
 		}
@@ -424,11 +424,11 @@ func (m *Manager) lose(ctx context.Context, t ticket, live *Live, used time.Time
 }
 
 // recheck asks whether the provider still vouches for the person.
-func (m *Manager) recheck(ctx context.Context, t ticket, live *Live, used time.Time) (*Live, error) {
+func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, error) {
 	next, err := m.Provider.Check(ctx, live.Session)
 	if err == nil {
 		m.renewal.gate.passed()
-		return m.rewrite(ctx, t, used, func(s *coatcheck.Session) bool {
+		return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 			s.Identity, s.Renewal.Checked = next.Identity, m.Now()
 			return true
 		})
@@ -441,7 +441,7 @@ func (m *Manager) recheck(ctx context.Context, t ticket, live *Live, used time.T
 	case outcome != coatcheck.OutcomeRefused:
 		return live, nil
 	case live.Tokens.Refresh != "" && live.Renewal.Attempt == "":
-		return m.refresh(ctx, t, live, used) // which tells for sure
+		return m.refresh(ctx, t, live) // which tells for sure
 	}
 	if err := m.end(ctx, live, coatcheck.ReasonRefreshRefused); err != nil {
 		return nil, err
@@ -466,9 +466,9 @@ func (m *Manager) read(ctx context.Context, t ticket) (*Live, error) {
 // is anything to be written. It returns the session as it is afterwards, ErrInvalid where it
 // has ended, and every other error where the outcome is not known.
 //
-// The record lives as long as it did: to the idle end that it has, or that the last use
-// gives it.
-func (m *Manager) rewrite(ctx context.Context, t ticket, used time.Time, change func(*coatcheck.Session) bool) (*Live, error) {
+// The record lives as long as it did. If a use moves its idle end at the same moment that
+// may be lost, as a use within m.slack of the one before always is.
+func (m *Manager) rewrite(ctx context.Context, t ticket, change func(*coatcheck.Session) bool) (*Live, error) {
 	for {
 		rec, err := m.Store.Get(ctx, t.handle)
 		if errors.Is(err, store.ErrNotFound) {
@@ -490,28 +490,12 @@ func (m *Manager) rewrite(ctx context.Context, t ticket, used time.Time, change 
 			return nil, err
 		}
 		live = m.live(t, &next)
-		ttl, entry := rec.TTL, store.Entry{}
-		if want := m.ttl(&next) - time.Since(used); want > ttl {
-			// As in touch, the entry first.
-			if entry, err = m.listing(&next, live.handle, live.verifier); err != nil {
-				return nil, err
-			}
-			switch err := m.Registry.Renew(ctx, entry, want+listedLonger); {
-			case errors.Is(err, store.ErrEnding):
-				return nil, ErrInvalid
-			case err == nil:
-				ttl = want
-			}
-		}
-		err = m.Store.Replace(ctx, t.handle, rec.Revision, sealed, ttl)
+		err = m.Store.Replace(ctx, t.handle, rec.Revision, sealed, rec.TTL)
 		switch {
 		case err == nil:
 			m.forget(live.handle)
 			return live, nil
 		case errors.Is(err, store.ErrNotFound):
-			if entry.ID != "" {
-				m.unlist(ctx, entry)
-			}
 			m.forget(live.handle)
 			return nil, ErrInvalid
 		case !errors.Is(err, store.ErrConflict):

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -451,35 +450,36 @@ func TestRefreshDoesNotResurrect(t *testing.T) {
 	})
 }
 
-// A session that ends between the entry's renewal and the record's rewriting is not left in
-// the list.
-func TestRewriteUnlists(t *testing.T) {
+// An answer that comes when another node has got further, within the grace, is not kept.
+func TestLateAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
-		r := nodes[0]
-		value := r.enter("alice", p)
-		live := r.wantUser("alice", value)
-		time.Sleep(accessLife - maxAhead)
-		handle, _, _ := strings.Cut(value, ".")
-		ended := false
-		r.probe.forget(func(_ context.Context, op, key string) error {
-			if op != "replace" || ended {
-				return nil
+		nodes, p := newRefreshing(t, 2, func(o *Options) { o.RotationGrace = time.Minute })
+		slow := nodes[0].beside(func(o *Options) { o.Leases = dying{o.Leases} })
+		slow.run(t)
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(n int) (bool, error) {
+			if n == 1 {
+				time.Sleep(40 * time.Second)
+				p.mu.Lock()
+				p.good["refresh 1"] = true // as a provider with a grace does
+				p.mu.Unlock()
 			}
-			ended = true
-			listing, err := r.listing(live.Session, handle, live.verifier)
-			if err != nil {
-				return err
-			}
-			_ = r.memory.Delete(context.Background(), handle)
-			return r.memory.Remove(context.Background(), listing)
+			return false, nil
 		})
-		_, _ = r.load(value)
-		time.Sleep(time.Second)
-		if !ended {
-			t.Fatal("nothing was written")
+		time.Sleep(accessLife - maxAhead)
+		slow.wantUser("alice", value)
+		synctest.Wait()
+		for range 30 {
+			time.Sleep(time.Second)
+			nodes[1].wantUser("alice", value)
 		}
-		r.wantKept()
+		if live := nodes[1].wantUser("alice", value); live.Tokens.Refresh != "refresh 2" {
+			t.Fatalf("not refreshed within the grace: %+v", live.Renewal)
+		}
+		time.Sleep(time.Minute)
+		if live := slow.wantUser("alice", value); live.Tokens.Refresh != "refresh 2" {
+			t.Errorf("the late answer was kept: %q", live.Tokens.Refresh.Reveal())
+		}
 	})
 }
 

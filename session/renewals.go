@@ -73,7 +73,6 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 	a := &attempt{done: make(chan struct{})}
 	r.attempts[live.handle] = a
 	t.handle = live.handle // the ticket's is a part of the request's header
-	used := time.Now()
 	r.running.Go(func() {
 		defer func() {
 			if p := recover(); p != nil {
@@ -92,7 +91,7 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 		defer func() { <-r.slots }()
 		ctx, cancel := context.WithTimeout(context.Background(), refreshLimit)
 		defer cancel()
-		a.live, a.held, a.err = m.attempt(ctx, t, live, used)
+		a.live, a.held, a.err = m.attempt(ctx, t, live)
 	})
 	return a
 }

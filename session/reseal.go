@@ -21,7 +21,6 @@ func (m *Manager) startReseal(cookie string, live *Live) {
 	if err != nil {
 		return
 	}
-	used := time.Now()
 	m.renewal.background(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), flightLimit)
 		defer cancel()
@@ -29,7 +28,7 @@ func (m *Manager) startReseal(cookie string, live *Live) {
 		if err != nil || !m.Ring.Outdated(rec.Value) {
 			return
 		}
-		if _, err := m.rewrite(ctx, t, used, func(*coatcheck.Session) bool { return true }); err != nil {
+		if _, err := m.rewrite(ctx, t, func(*coatcheck.Session) bool { return true }); err != nil {
 			m.Logger.DebugContext(ctx, "a session is not sealed by the new key yet", "session", live.Ref, "error", err)
 		}
 	})

@@ -278,7 +278,7 @@ func TestLaterNodeBeside(t *testing.T) {
 		wantMore("the entry after a touch", listed().Data)
 
 		// Written anew, as a refresh does.
-		live, err := r.rewrite(t.Context(), tick, time.Now(), func(s *coatcheck.Session) bool {
+		live, err := r.rewrite(t.Context(), tick, func(s *coatcheck.Session) bool {
 			s.Tokens.Access, s.Renewal.RetryAt = "new", time.Now().Add(time.Minute)
 			return true
 		})
