@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/subtle"
 	"strings"
-	"time"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/store"
