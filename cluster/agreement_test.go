@@ -16,7 +16,7 @@ import (
 	"github.com/coatcheck/coatcheck/store/redis"
 )
 
-// Nodes whose clocks are ten minutes apart agree on when a session began and on its
+// A-S8: nodes whose clocks are ten minutes apart agree on when a session began and on its
 // absolute end, to the time that the store takes to answer.
 func TestNodesAgree(t *testing.T) {
 	for _, driver := range []struct {
