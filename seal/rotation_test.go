@@ -233,8 +233,17 @@ func TestRetired(t *testing.T) {
 			if list := ring.RetiredKeys(); !slices.Equal(list, []RetiredKey{{first.Current(), retiredAt}}) {
 				t.Errorf("retired keys %v", list)
 			}
-			got, err = ring.OpenRecord(here, secret, sealRecord(t, NewRing(), here, secret, text))
+			foreign := sealRecord(t, NewRing(), here, secret, text)
+			got, err = ring.OpenRecord(here, secret, foreign)
 			wantErr(t, got, err, ErrUnknownKey)
+			for _, test := range []struct {
+				sealed []byte
+				want   error
+			}{{record, ErrRetired}, {foreign, ErrUnknownKey}, {sealRecord(t, ring, here, secret, text), nil}, {nil, ErrBroken}} {
+				if err := ring.Holds(test.sealed); !errors.Is(err, test.want) {
+					t.Errorf("Holds = %v, want %v", err, test.want)
+				}
+			}
 		})
 	}
 	if got, err := second.OpenRecord(here, secret, record); err != nil || !bytes.Equal(got, text) {

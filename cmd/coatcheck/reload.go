@@ -41,10 +41,11 @@ const (
 // that changes, or on SIGHUP, and lets a new key seal when its time has come and all live
 // nodes have it.
 type keyring struct {
-	ring   *seal.Ring
-	file   string // "" if the ring is from the environment
-	now    func() time.Time
-	logger *slog.Logger
+	ring    *seal.Ring
+	file    string // "" if the ring is from the environment
+	now     func() time.Time
+	changed func() // is called when the ring has other keys
+	logger  *slog.Logger
 	// members is nil where there is one node alone.
 	members *cluster.Members
 
@@ -54,9 +55,10 @@ type keyring struct {
 	reminded map[string]time.Time
 }
 
-// newKeyring returns what keeps ring up to date, for a node that goes by that clock.
-func newKeyring(cfg *config.Config, ring *seal.Ring, kept store.Backend, now func() time.Time, logger *slog.Logger) *keyring {
-	k := &keyring{ring: ring, now: now, logger: logger, reminded: map[string]time.Time{}}
+// newKeyring returns what keeps ring up to date, for a node that goes by that clock. changed
+// is called when the ring has other keys.
+func newKeyring(cfg *config.Config, ring *seal.Ring, kept store.Backend, now func() time.Time, changed func(), logger *slog.Logger) *keyring {
+	k := &keyring{ring: ring, now: now, changed: changed, logger: logger, reminded: map[string]time.Time{}}
 	if cfg.Keys.Env == "" {
 		k.file = cfg.Keys.File
 	}
@@ -216,6 +218,7 @@ func (k *keyring) load(asked bool) {
 		return
 	}
 	k.logger.Info("the key ring was read again", "file", k.file, "keys", k.ring.KeyIDs(), "seals", k.ring.Current())
+	k.changed()
 	if k.members != nil {
 		k.members.Sooner()
 	} else {

@@ -56,7 +56,8 @@ func startKeyring(t *testing.T, file string) (*keyring, *journal) {
 	}
 	log := &journal{}
 	cfg := &config.Config{Keys: config.Keys{File: file}, Store: config.Store{Driver: config.DriverSQLite}}
-	k := newKeyring(cfg, ring, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil)))
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	k := newKeyring(cfg, ring, memory.New(), time.Now, func() { logger.Info("told of other keys") }, logger)
 	k.start(t.Context())
 	k.failed.Store(true) // until it has looked at the file, which it does when it watches
 	ctx, stop := context.WithCancel(t.Context())
@@ -148,8 +149,8 @@ func TestKeysAreReadAgain(t *testing.T) {
 			if !slices.Equal(k.ring.KeyIDs(), second.KeyIDs()) || k.ring.Current() != second.KeyIDs()[0] {
 				t.Errorf("keys %v, %s seals", k.ring.KeyIDs(), k.ring.Current())
 			}
-			if n := log.count("the key ring was read again"); n != 1 {
-				t.Errorf("the log says so %d times", n)
+			if read, told := log.count("the key ring was read again"), log.count("told of other keys"); read != 1 || told != 1 {
+				t.Errorf("the log says so %d times, and %d times others were told", read, told)
 			}
 			if k.failed.Load() {
 				t.Error("that counts as a failure")
@@ -244,7 +245,7 @@ func TestKeysFromTheEnvironment(t *testing.T) {
 	ring := seal.NewRing()
 	log := &journal{}
 	cfg := &config.Config{Keys: config.Keys{Env: "RING"}, Store: config.Store{Driver: config.DriverSQLite}}
-	k := newKeyring(cfg, ring, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil)))
+	k := newKeyring(cfg, ring, memory.New(), time.Now, func() {}, slog.New(slog.NewTextHandler(log, nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { k.run(ctx) })
@@ -284,7 +285,7 @@ func newTold(t *testing.T, ring *seal.Ring) (*keyring, *journal) {
 	}
 	log := &journal{}
 	cfg := &config.Config{Node: "a", Keys: config.Keys{File: "keys.json"}, Store: config.Store{Driver: config.DriverRedis}}
-	return newKeyring(cfg, next, memory.New(), time.Now, slog.New(slog.NewTextHandler(log, nil))), log
+	return newKeyring(cfg, next, memory.New(), time.Now, func() {}, slog.New(slog.NewTextHandler(log, nil))), log
 }
 
 // A new key seals once every live node has it; the log names those that have not, and once

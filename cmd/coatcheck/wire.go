@@ -70,8 +70,6 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 	})
 	kept := counts.Store(guarded)
 	clock := cluster.NewClock(kept, logger)
-	keys := newKeyring(cfg, ring, kept, clock.Now, logger)
-	counts.Keys(keys.failed.Load)
 	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
 	events.Subscribe(counts.Events(cfg.Node))
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
@@ -100,6 +98,8 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		Provider: signIn, Events: events, Renewed: counts.Renewed,
 		Ring: ring, Jar: jar, Now: clock.Now, Logger: logger,
 	})
+	keys := newKeyring(cfg, ring, kept, clock.Now, sessions.KeysChanged, logger)
+	counts.Keys(keys.failed.Load)
 	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
 	counts.Breaker(
 		func() int { reads, _ := guarded.States(); return int(reads) },
@@ -147,6 +147,7 @@ func newSessions(cfg *config.Config, kept store.Backend, o session.Options) *ses
 	o.Idle, o.Absolute = cfg.Session.IdleTimeout, cfg.Session.AbsoluteTimeout
 	o.Limits = newLimits(cfg.Session.Limits)
 	o.Tombstones, o.OutageGrace = cfg.Session.Tombstones, cfg.Session.OutageGrace
+	o.Escrow = cfg.Session.Escrow
 	o.CacheSize, o.Lease = cfg.Cache.SizeBytes, cfg.Cache.Lease
 	o.RotationGrace, o.Recheck = cfg.Providers[0].RotationGrace, cfg.Providers[0].Recheck
 	return session.New(o)
