@@ -92,6 +92,9 @@ type Session struct {
 	// OutageGrace is how long sessions in the near cache go on while the store can't
 	// be reached. Default 0s: not at all; at most 1h. It needs the near cache.
 	OutageGrace time.Duration `yaml:"outage_grace"`
+	// Escrow keeps the refresh token of each session so that the key ring alone opens it,
+	// to revoke it at the provider when somebody else ends the session.
+	Escrow bool `yaml:"escrow"`
 }
 
 // SessionLimits bound how many sessions are usable at once. Zero, the default, is no

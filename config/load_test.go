@@ -171,6 +171,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		{"full.good.yaml", []string{
 			"session.outage_grace: while a node can't reach the store, it goes on serving the sessions it knows for up to 5m, also those that are ended meanwhile",
+			"session.escrow: whoever has both the store and the key ring can read refresh tokens, without anybody's cookie",
 			"providers[0].insecure_unverified_email: e-mail addresses are believed as people typed them",
 			"providers[0].insecure_id_token_hint: ID tokens stand in the URL of a sign-out, and so in histories and logs",
 			"providers[0].insecure_issuer_http: anybody on the way to the provider can sign in as anybody",

@@ -39,6 +39,9 @@ func (v *validator) warn() {
 	if grace := c.Session.OutageGrace; grace > 0 {
 		v.note("session.outage_grace: while a node can't reach the store, it goes on serving the sessions it knows for up to %s, also those that are ended meanwhile", short(grace))
 	}
+	if c.Session.Escrow {
+		v.note("session.escrow: whoever has both the store and the key ring can read refresh tokens, without anybody's cookie")
+	}
 	for i, p := range c.Providers {
 		v.warnProvider(element("providers", i), p)
 	}
