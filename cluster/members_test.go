@@ -278,10 +278,10 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// testdata/nodes.json was written by this version, and testdata/nodes-later.json is what
+// testdata/golden/nodes-1.json was written by this version, and testdata/nodes-later.json is what
 // one that knows more may write. Neither must be made anew for this version.
 func TestGoldenList(t *testing.T) {
-	for _, file := range []string{"testdata/nodes.json", "testdata/nodes-later.json"} {
+	for _, file := range []string{"testdata/golden/nodes-1.json", "testdata/nodes-later.json"} {
 		t.Run(file, func(t *testing.T) {
 			data, err := os.ReadFile(file)
 			if err != nil {

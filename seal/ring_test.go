@@ -296,12 +296,12 @@ func wantFiles(t *testing.T, dir string, want ...string) {
 }
 
 func FuzzParseRing(f *testing.F) {
-	good, err := os.ReadFile("testdata/keys.json")
+	good, err := os.ReadFile("testdata/golden/keys-1.json")
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(good)
-	full, err := os.ReadFile("testdata/ring.json")
+	full, err := os.ReadFile("testdata/golden/keys-1-rotated.json")
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func TestPromoteAsksForTheNewestFirst(t *testing.T) {
 
 // Keys without activate_at may seal at once, the first of the file before all others.
 func TestPromoteWithoutTimes(t *testing.T) {
-	ring, err := ReadRing("testdata/keys.json")
+	ring, err := ReadRing("testdata/golden/keys-1.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,10 +424,10 @@ func TestWrite(t *testing.T) {
 	wantFiles(t, dir, "keys.json", "link.json")
 }
 
-// testdata/ring.json is a file with all there is in one. It must never be made anew for
+// testdata/golden/keys-1-rotated.json is a file with all there is in one. It must never be made anew for
 // this version.
 func TestGoldenRing(t *testing.T) {
-	data, err := os.ReadFile("testdata/ring.json")
+	data, err := os.ReadFile("testdata/golden/keys-1-rotated.json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,9 +27,9 @@ import (
 
 // Errors that callers decide on.
 var (
-	// ErrUnknownKey: the value names a key that is not in the ring, or a record says
-	// that it has a later format. Another node may have the key or know the format:
-	// nothing is known of the value but that this node can't open it.
+	// ErrUnknownKey: the value names a key that is not in the ring, or says that it has a
+	// later format. Another node may have the key or know the format: nothing is known of
+	// the value but that this node can't open it.
 	ErrUnknownKey = errors.New("seal: sealed by a key that is not in this ring, or in a later format")
 	// ErrRetired: the value was sealed by a key that was taken out of use. No node opens it
 	// any more.
@@ -333,7 +333,12 @@ func (r *Ring) OpenValue(place Place, value string) ([]byte, error) {
 
 // openValue opens what sealValue made of the same part.
 func (r *Ring) openValue(place Place, format byte, part string, sealed []byte) ([]byte, error) {
-	if len(sealed) < valueHead+tagSize || sealed[0] != format {
+	switch {
+	case len(sealed) < valueHead+tagSize:
+		return nil, ErrBroken
+	case sealed[0] > formatEscrow: // a later coatcheck runs beside this one
+		return nil, ErrUnknownKey
+	case sealed[0] != format:
 		return nil, ErrBroken
 	}
 	k, err := r.find(kid(sealed[1 : 1+kidSize]))
