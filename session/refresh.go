@@ -212,6 +212,14 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Li
 	lease, err := m.Leases.Acquire(ctx, "refresh-"+m.name("refresh", t.handle), refreshLease)
 	switch {
 	case errors.Is(err, store.ErrHeld):
+		// By one who is about it; or by one who finds that it is done and will tell nothing.
+		live, err := m.read(ctx, t)
+		switch {
+		case errors.Is(err, ErrInvalid):
+			return nil, false, ErrInvalid
+		case err == nil && m.needOf(live.Session, m.Now()) == needNothing:
+			return live, false, nil
+		}
 		return before, true, nil
 	case err != nil: // an access token that is not replaced costs nobody the session
 		m.Logger.DebugContext(ctx, "no lease to renew a session", "session", before.Ref, "error", err)

@@ -522,6 +522,32 @@ func TestRefreshHolderStopsBefore(t *testing.T) {
 	})
 }
 
+// Whoever holds the lease may have come when it was done already, and tells nothing. Who
+// waits for it does not wait for that.
+func TestHeldForNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value := nodes[0].enter("alice", p)
+		time.Sleep(accessLife)
+		late := nodes[0].beside(func(*Options) {}) // does not hear: what it has is old
+		live, _, err := late.open(t.Context(), value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nodes[0].wantUser("alice", value)
+		l, err := late.Leases.Acquire(t.Context(), "refresh-"+late.name("refresh", live.handle), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = l.Release(context.Background()) }()
+		began := time.Now()
+		live, err = late.renewed(t.Context(), value, live)
+		if err != nil || live.Tokens.Access != "access 2" || time.Since(began) > 0 {
+			t.Errorf("%+v, %v, after %v", live, err, time.Since(began))
+		}
+	})
+}
+
 // A dying is a Leaser whose node dies while it holds a lease.
 type dying struct{ store.Leaser }
 
