@@ -20,6 +20,10 @@ var endedTitles = map[coatcheck.Reason]string{
 	coatcheck.ReasonRevoked:   "You were signed out",
 	coatcheck.ReasonLost:      "Your session is lost",
 
+	coatcheck.ReasonSignedOutElsewhere: "You were signed out",
+	coatcheck.ReasonBackChannel:        "You were signed out",
+	coatcheck.ReasonFrontChannel:       "You were signed out",
+
 	coatcheck.ReasonRefreshRefused: "You were signed out",
 	coatcheck.ReasonRefreshLost:    "Please sign in again",
 }
