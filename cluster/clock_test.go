@@ -127,6 +127,23 @@ func TestClockIsAsGoodAsItsBestAnswer(t *testing.T) {
 	})
 }
 
+// Where two answers can't both be true, the later one counts, however poor it is: a clock was
+// set, or another server answers.
+func TestClockOfAnotherServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &source{}
+		c := NewClock(s, quiet())
+		if err := c.Measure(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.ahead, s.there, s.back = time.Hour, 800*time.Millisecond, 800*time.Millisecond
+		if err := c.Measure(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantAhead(t, c, time.Hour, 0)
+	})
+}
+
 // A comparison that takes too long is worth nothing, even if it ends.
 func TestClockLeavesASlowStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -134,7 +134,6 @@ func decode(data []byte) (*coatcheck.Session, error) {
 	if later := (*cbor.UnknownFieldError)(nil); errors.As(err, &later) {
 		var known []byte
 		if known, unknown, err = split(data); err == nil {
-			r = record{}
 			err = strictMode.Unmarshal(known, &r)
 		}
 	}

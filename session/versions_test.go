@@ -338,6 +338,9 @@ func TestLaterDescription(t *testing.T) {
 				}
 			}
 			live := r.wantUser("alice", value)
+			if a, err := r.Audit(t.Context(), r.memory, time.Millisecond); err != nil || a.Listed != 1 || len(a.Findings) > 0 {
+				t.Errorf("an audit finds %+v, %v", a, err)
+			}
 			found := 0
 			for e, err := range r.Find(t.Context(), Query{Issuer: "https://idp.example", Subject: "alice"}) {
 				found++
