@@ -83,7 +83,6 @@ type Event struct {
 	Ref     Ref       `json:"session,omitempty"`
 	App     string    `json:"app,omitempty"`
 	Reason  Reason    `json:"reason,omitempty"` // of EventEnded
-	By      string    `json:"by,omitempty"`     // who ended it, where Reason is ReasonRevoked
 	Limit   string    `json:"limit,omitempty"`  // of EventLimitDenied
 }
 

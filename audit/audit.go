@@ -99,7 +99,6 @@ func (l *Log) line(ctx context.Context, level slog.Level, e coatcheck.Event) {
 		{"session", string(e.Ref)},
 		{"app", e.App},
 		{"reason", string(e.Reason)},
-		{"by", e.By},
 		{"limit", e.Limit},
 	} {
 		if a.value != "" {
