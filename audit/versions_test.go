@@ -17,7 +17,7 @@ func goldenEvent() coatcheck.Event {
 		ID: coatcheck.MakeEventID(coatcheck.EventEnded, ref, 0), Type: coatcheck.EventEnded,
 		Time: time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC), Node: "node-a",
 		Tenant: "default", Issuer: "https://idp.example", Subject: "248289761001", Ref: ref, App: "shop.example",
-		Reason: coatcheck.ReasonRevoked, By: "operator", Limit: "per_user",
+		Reason: coatcheck.ReasonRevoked, Limit: "per_user",
 	}
 }
 
