@@ -45,7 +45,7 @@ func TestQuick(t *testing.T) {
 	if err := json.Unmarshal(data, &r); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := len(r.Series), 10; got != want {
+	if got, want := len(r.Series), 11; got != want {
 		t.Errorf("%d series, want %d", got, want)
 	}
 	for _, s := range r.Series {

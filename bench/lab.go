@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -50,6 +51,7 @@ type nodeOptions struct {
 	store   string
 	address string // of the public listener
 	silent  bool   // without an access log
+	issuer  string // "": the lab's
 }
 
 func (l *lab) say(format string, args ...any) { fmt.Fprintf(l.progress, format+"\n", args...) }
@@ -170,22 +172,30 @@ func (l *lab) redisCommands(ctx context.Context) (int64, error) {
 	return strconv.ParseInt(count, 10, 64)
 }
 
-// startProvider starts the provider for nodes at these addresses.
-func (l *lab) startProvider(ctx context.Context, nodes ...string) error {
+// startProvider starts a provider for nodes at these addresses and returns its issuer. With
+// a life of access tokens, the role roleGrants stands before it.
+func (l *lab) startProvider(ctx context.Context, life time.Duration, nodes ...string) (issuer string, err error) {
 	address, err := freePort()
 	if err != nil {
-		return err
+		return "", err
 	}
-	l.issuer = "http://" + address
+	issuer = "http://" + address
+	if life > 0 {
+		_, front, err := l.role(ctx, roleGrants, issuer, life.String())
+		if err != nil {
+			return "", err
+		}
+		issuer = "http://" + front
+	}
 	args := []string{
-		l.binary, "dev-provider", "--listen", address, "--client-id", "bench",
+		l.binary, "dev-provider", "--listen", address, "--issuer", issuer, "--client-id", "bench",
 		"--client-secret-file", filepath.Join(l.dir, "client-secret"),
 	}
 	for _, n := range nodes {
 		args = append(args, "--redirect-uri", "http://"+n+"/oauth2/callback")
 	}
 	_, err = l.start(ctx, "dev-provider", listening(address), args...)
-	return err
+	return issuer, err
 }
 
 // startNode starts a node and returns the time from exec to the first 200 of /ready.
@@ -203,7 +213,7 @@ func (l *lab) startNode(ctx context.Context, o nodeOptions) (*node, time.Duratio
 		access = "false"
 	}
 	config := strings.NewReplacer("LISTEN", o.address, "ADMIN", admin, "STORE", store,
-		"ISSUER", l.issuer, "APP", l.app, "ACCESS", access).Replace(`listen: LISTEN
+		"ISSUER", cmp.Or(o.issuer, l.issuer), "APP", l.app, "ACCESS", access).Replace(`listen: LISTEN
 public_url: http://LISTEN
 insecure_http: true
 admin: {listen: ADMIN}

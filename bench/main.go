@@ -46,11 +46,14 @@ type settings struct {
 	AtRandom    int `json:"sessions_at_random"`
 	Starts      int `json:"starts"`           // per store
 	Crowd       int `json:"open_connections"` // while memory under load is read
+	// AccessLife is how long access tokens live that are refreshed, in seconds. A run takes
+	// place in the last fifth of that.
+	AccessLife int `json:"access_token_seconds"`
 }
 
 var (
-	full  = settings{Runs: 5, Requests: 20_000, Connections: 64, Sessions: 1000, AtRandom: 10_000, Starts: 5, Crowd: 256}
-	quick = settings{Runs: 1, Requests: 1000, Connections: 16, Sessions: 10, AtRandom: 20, Starts: 1, Crowd: 32}
+	full  = settings{Runs: 5, Requests: 20_000, Connections: 64, Sessions: 1000, AtRandom: 10_000, Starts: 5, Crowd: 256, AccessLife: 80}
+	quick = settings{Runs: 1, Requests: 1000, Connections: 16, Sessions: 10, AtRandom: 20, Starts: 1, Crowd: 32, AccessLife: 20}
 )
 
 // run measures and writes result.json and RESULT.md.
@@ -61,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	runs := flags.Int("runs", 0, "`number` of interleaved runs (5)")
 	requests := flags.Int("requests", 0, "`number` of requests per run and target (20000)")
 	out := flags.String("out", "bench", "`folder` for result.json and RESULT.md")
-	hot := flags.Bool("hot", false, "measure hot sessions in Redis only, and write no files")
+	hot := flags.Bool("hot", false, "measure hot sessions in Redis only, also while their tokens are being refreshed, and write no files")
 	profiles := flags.String("profile", "", "`folder` for profiles of coatcheck; their top functions are printed, and nothing else is measured")
 	if err := flags.Parse(args); err != nil {
 		return err

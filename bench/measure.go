@@ -15,6 +15,7 @@ type target struct {
 	store   *process // a store's server, whose time is told apart; or nil
 	address string
 	load    *load
+	ahead   *ahead // nil where nothing is being refreshed
 	result  series
 }
 
@@ -48,7 +49,7 @@ func authLoad(address string, cookies []string) *load {
 // processor times, then memory under load.
 func (l *lab) measure(ctx context.Context) (*result, error) {
 	r := l.newResult(ctx)
-	addresses := make([]string, 4)
+	addresses := make([]string, 5)
 	for i := range addresses {
 		var err error
 		if addresses[i], err = freePort(); err != nil {
@@ -62,7 +63,7 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := l.startProvider(ctx, addresses...); err != nil {
+	if l.issuer, err = l.startProvider(ctx, 0, addresses[:4]...); err != nil {
 		return nil, err
 	}
 	if !l.hot {
@@ -104,7 +105,12 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
+	refreshing, err := l.startRefreshing(ctx, addresses[4], redisServer)
+	if err != nil {
+		return nil, err
+	}
 	many := fmt.Sprintf(", %d sessions", l.Sessions)
+	refreshing.name, refreshing.against = redis+many+", tokens under way", barePages
 	atRandom := pageLoad(crowded.address, crowdedCookies)
 	atRandom.random = true
 	targets := []*target{
@@ -113,6 +119,7 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 		{name: sqlite + many, against: barePages, process: onSQLite.process, address: onSQLite.address, load: pageLoad(onSQLite.address, sqliteCookies)},
 		{name: redis + ", 1 session", against: barePages, process: onRedis.process, store: redisServer, address: onRedis.address, load: pageLoad(onRedis.address, redisCookies[:1])},
 		{name: redis + many, against: barePages, process: onRedis.process, store: redisServer, address: onRedis.address, load: pageLoad(onRedis.address, redisCookies)},
+		refreshing,
 		{name: redis + fmt.Sprintf(", %d sessions at random", l.AtRandom), against: barePages, process: crowded.process, store: redisServer, address: crowded.address, load: atRandom},
 		{name: sqlite + ", 1 session, access log off", against: barePages, process: silent.process, address: silent.address, load: pageLoad(silent.address, silentCookies)},
 		emptyAnswers,
@@ -120,7 +127,7 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 		{name: "/oauth2/auth, " + redis + many, against: emptyAnswers, process: onRedis.process, store: redisServer, address: onRedis.address, load: authLoad(onRedis.address, redisCookies)},
 	}
 	if l.hot {
-		targets = []*target{barePages, targets[3], targets[4]}
+		targets = []*target{barePages, targets[3], targets[4], refreshing}
 	}
 	for i := range l.Runs {
 		l.say("run %d of %d", i+1, l.Runs)
@@ -151,6 +158,27 @@ func (l *lab) measure(ctx context.Context) (*result, error) {
 	return r, nil
 }
 
+// startRefreshing starts a node for sessions whose tokens are being refreshed.
+func (l *lab) startRefreshing(ctx context.Context, address string, redisServer *process) (*target, error) {
+	life := time.Duration(l.AccessLife) * time.Second
+	issuer, err := l.startProvider(ctx, life, address)
+	if err != nil {
+		return nil, err
+	}
+	first := time.Now()
+	node, cookies, err := l.startSignedIn(ctx, nodeOptions{name: "refreshing", store: redis, address: address, issuer: issuer}, l.Sessions)
+	if err != nil {
+		return nil, err
+	}
+	return &target{
+		process: node.process, store: redisServer, address: address, load: pageLoad(address, cookies),
+		ahead: &ahead{
+			issuer: issuer, life: life, load: pageLoad(address, cookies), address: address,
+			first: first, last: time.Now(), progress: l.say,
+		},
+	}, nil
+}
+
 // startSignedIn starts a node and makes n sessions there.
 func (l *lab) startSignedIn(ctx context.Context, o nodeOptions, n int) (*node, []string, error) {
 	node, _, err := l.startNode(ctx, o)
@@ -177,6 +205,11 @@ func (l *lab) startSignedIn(ctx context.Context, o nodeOptions, n int) (*node, [
 // measureTarget adds one run to a target's result. Connections are opened and warmed
 // up before; what closing them costs is not counted.
 func (l *lab) measureTarget(ctx context.Context, t *target) error {
+	if t.ahead != nil {
+		if err := t.ahead.begin(ctx); err != nil {
+			return err
+		}
+	}
 	defer t.load.close()
 	if err := t.load.open(ctx, t.address, l.Connections); err != nil {
 		return err
@@ -219,6 +252,9 @@ func (l *lab) measureTarget(ctx context.Context, t *target) error {
 		t.result.StoreCPU = append(t.result.StoreCPU, perRequest(storeAfter-storeBefore))
 		more := float64(commands-commandsBefore) - idle*took.Seconds()
 		t.result.StoreCommands = append(t.result.StoreCommands, max(more, 0)/float64(l.Requests))
+	}
+	if t.ahead != nil {
+		return t.ahead.end(ctx)
 	}
 	return nil
 }

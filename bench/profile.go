@@ -29,7 +29,7 @@ func (l *lab) profile(ctx context.Context, folder string, stdout io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if err := l.startProvider(ctx, address); err != nil {
+	if l.issuer, err = l.startProvider(ctx, 0, address); err != nil {
 		return err
 	}
 	for _, store := range []string{sqlite, redis} {

@@ -157,7 +157,9 @@ goes to a file, as shipped, unless the row says otherwise. redis-server's own ti
 not in the ratio; it stands beside it, and so do the commands it processed for each
 request, beyond those of a node that nobody uses. A session in use costs two scripts
 every half minute, to move its end; all sessions were used shortly before a run, so
-those are not in it.
+those are not in it. "Tokens under way": the access tokens of all sessions are about to
+end, and the provider has not answered the node, which asks for new ones, before the run
+is over.
 
 `, r.Date.Format(time.DateOnly), commit, r.Go, r.Platform, r.CPUs, r.Settings.Runs, r.Settings.Requests, r.Settings.Connections)
 	var groups [][]series

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -15,11 +16,14 @@ import (
 )
 
 // The roles that this program takes when it runs itself again: "bench role:NAME
-// ADDRESS [URL]".
+// ADDRESS [URL [DURATION]]".
 const (
 	roleApp   = "role:app"   // what all proxies stand in front of
 	roleBare  = "role:bare"  // what coatcheck is compared with
 	roleEmpty = "role:empty" // what /oauth2/auth is compared with
+	// roleGrants stands before a provider; see grants. A third argument is the life of access
+	// tokens.
+	roleGrants = "role:grants"
 )
 
 // bodySize is the size of the app's answer, in bytes.
@@ -41,6 +45,14 @@ func serveRole(args []string) (code int, ok bool) {
 			return 1, true
 		}
 		h = bareProxy(target)
+	case roleGrants:
+		target, err := url.Parse(args[2])
+		life, lifeErr := time.ParseDuration(args[3])
+		if err := errors.Join(err, lifeErr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1, true
+		}
+		h = newGrants(target, life)
 	case roleEmpty:
 		h = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
 	default:
