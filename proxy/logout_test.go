@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -286,6 +287,22 @@ func TestBackChannelLogoutOutage(t *testing.T) {
 	})
 }
 
+// A provider that does not wait for the answer has ended the sessions all the same.
+func TestBackChannelLogoutUnawaited(t *testing.T) {
+	r := newLogoutRig(t)
+	alice := r.signedInAt(t, "alice", "s1")
+	ctx, hangUp := context.WithCancel(t.Context())
+	r.store.fault = hangUp // with the first thing that it costs the store
+	body := url.Values{"logout_token": {r.token(t, map[string]any{"sid": "s1"})}}.Encode()
+	req := httptest.NewRequestWithContext(ctx, http.MethodPost, "/oauth2/backchannel-logout", strings.NewReader(body))
+	req.Host, req.Header["Content-Type"] = r.PublicURL.Host, formHeader["Content-Type"]
+	r.ServeHTTP(httptest.NewRecorder(), req)
+	r.store.fault = nil
+	if r.alive(t, alice) {
+		t.Error("alice's session lives")
+	}
+}
+
 // The cookie that somebody sends along is neither looked at nor cleared.
 func TestBackChannelLogoutLeavesCookiesAlone(t *testing.T) {
 	r := newLogoutRig(t)
@@ -312,11 +329,14 @@ func TestLogoutDuringCallback(t *testing.T) {
 		Store: r.store.Store, Registry: r.store.Store, Ring: r.Ring, Jar: r.Sessions.Jar, Tenant: "default",
 		Idle: time.Hour, Absolute: time.Hour,
 	})
+	redeemed := time.Duration(0)
+	r.Sessions.Now = func() time.Time { return time.Now().Add(redeemed) }
 	r.store.fault = func() { // the sign-in is claimed: the code comes next
 		r.store.fault = nil
 		if _, err := other.BackChannelLogout(t.Context(), session.Logout{Issuer: r.issuer, Subject: "alice", ID: "1"}); err != nil {
 			t.Error(err)
 		}
+		redeemed = 10 * time.Second // is how long the provider takes
 	}
 	w = r.serveHTTP("GET", back, "", page200, http.Header{"Cookie": {pair}})
 	e := endings[coatcheck.ReasonBackChannel]

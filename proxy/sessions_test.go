@@ -15,6 +15,7 @@ import (
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/session"
 )
 
 // refOf returns the name of a live session.
@@ -184,6 +185,26 @@ func TestEndSessionsUnknown(t *testing.T) {
 	}
 	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=others&end=everywhere", formHeader, asScript, alice); w.Code != http.StatusBadRequest {
 		t.Errorf("two answers at once: %d", w.Code)
+	}
+}
+
+// A session that is being ended is not shown any more, and is ended for good with all others.
+func TestSessionsThatEnd(t *testing.T) {
+	r := newRig(t)
+	alice, other := r.signedInAt(t, "alice", "s1"), r.signedInAt(t, "alice", "s2")
+	r.store.err = errors.New("down") // of records; the registry takes the mark
+	_, err := r.Sessions.EndAll(t.Context(), session.Query{Issuer: r.issuer, SID: "s2"}, coatcheck.ReasonRevoked)
+	r.store.err = nil
+	if err == nil || !r.alive(t, other) {
+		t.Fatalf("the record is gone, %v", err)
+	}
+	if body := r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice).Body.String(); strings.Count(body, "<li>") != 1 {
+		t.Errorf("the page is %s", body)
+	}
+	token := tokenOf(t, r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice))
+	r.serveHTTP("POST", "/oauth2/sessions", url.Values{"token": {token}, "end": {endOthers}}.Encode(), formHeader, page200, alice)
+	if r.alive(t, other) || !r.alive(t, alice) {
+		t.Error("what is being ended is left to whoever began")
 	}
 }
 
