@@ -20,6 +20,7 @@ func TestMetadataRefused(t *testing.T) {
 	honest := map[string]any{
 		"issuer": issuer, "authorization_endpoint": issuer + "/a", "token_endpoint": issuer + "/t", "jwks_uri": issuer + "/j",
 		"userinfo_endpoint": issuer + "/u", "end_session_endpoint": issuer + "/e",
+		"revocation_endpoint":                   issuer + "/r",
 		"id_token_signing_alg_values_supported": []string{"RS256"},
 	}
 	for _, c := range []struct {
@@ -29,7 +30,7 @@ func TestMetadataRefused(t *testing.T) {
 	}{
 		{"honest", nil, ""},
 		{"other hosts", lies{"token_endpoint": "https://tokens.test/", "jwks_uri": "https://keys.test:8443/"}, ""},
-		{"no optional endpoints", lies{"userinfo_endpoint": nil, "end_session_endpoint": nil}, ""},
+		{"no optional endpoints", lies{"userinfo_endpoint": nil, "end_session_endpoint": nil, "revocation_endpoint": nil}, ""},
 		{"no algorithms", lies{"id_token_signing_alg_values_supported": nil}, ""},
 		{"issuer", lies{"issuer": "https://evil.test"}, "calls itself"},
 		{"issuer slash", lies{"issuer": issuer + "/"}, "calls itself"},
@@ -44,6 +45,7 @@ func TestMetadataRefused(t *testing.T) {
 		{"script", lies{"end_session_endpoint": "javascript:alert(1)"}, "absolute"},
 		{"no URL", lies{"userinfo_endpoint": "https://[x"}, "absolute"},
 		{"plain http", lies{"token_endpoint": "http://idp.test/t"}, "not https"},
+		{"tokens revoked in plain http", lies{"revocation_endpoint": "http://idp.test/r"}, "revocation_endpoint in the metadata is not https"},
 		{"user", lies{"token_endpoint": "https://user@idp.test/t"}, "user name"},
 		{"fragment", lies{"authorization_endpoint": issuer + "/a#b"}, "fragment"},
 		{"empty fragment", lies{"authorization_endpoint": issuer + "/a#"}, "fragment"},

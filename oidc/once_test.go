@@ -103,6 +103,10 @@ func TestOutcomeOfTheWire(t *testing.T) {
 		},
 		{name: "closed after the request", serve: answer(""), want: coatcheck.OutcomeUnknown, heard: 1},
 		{
+			name: "writes that nobody counts", serve: answer(""), want: coatcheck.OutcomeUnknown, heard: 1,
+			change: func(p *RelyingParty) { dial(p, new(net.Dialer).DialContext) },
+		},
+		{
 			name: "reset after the request", want: coatcheck.OutcomeUnknown, heard: 1,
 			serve: func(conn net.Conn) {
 				hear(conn, &heard)
@@ -186,6 +190,34 @@ func TestOwnConnection(t *testing.T) {
 	}
 	if connections.Load() != 3 {
 		t.Errorf("%d connections for 3 refreshes", connections.Load())
+	}
+}
+
+// A person waits for a sign-in, and nobody for a refresh.
+func TestTimeouts(t *testing.T) {
+	i, p, s := signedIn(t, nil)
+	next := p.once.Transport
+	var left time.Duration
+	p.once.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+		deadline, _ := r.Context().Deadline()
+		left = time.Until(deadline)
+		return next.RoundTrip(r)
+	})
+	for _, c := range []struct {
+		name string
+		most time.Duration
+		send func() error
+	}{
+		{"refresh", renewalTimeout, func() error { _, err := p.Refresh(t.Context(), s); return err }},
+		{"sign-in", requestTimeout, func() error { _, err := newBrowser(t).signIn(i, p, "/"); return err }},
+		{"revocation", requestTimeout, func() error { return p.Revoke(t.Context(), "x", coatcheck.AccessToken) }},
+	} {
+		if err := c.send(); err != nil {
+			t.Fatal(err)
+		}
+		if left > c.most || left < c.most/2 {
+			t.Errorf("%s: %v left, want at most %v", c.name, left, c.most)
+		}
 	}
 }
 

@@ -64,6 +64,7 @@ type hostile struct {
 	tokenRequests []tokenRequest
 	revocations   []tokenRequest
 	jwksRequests  int
+	asked         int // how often userinfo was
 	otherRequests []string
 }
 
@@ -192,6 +193,7 @@ func (i *hostile) serveRevoke(w http.ResponseWriter, r *http.Request) {
 func (i *hostile) serveUserinfo(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.asked++
 	if i.userinfo == nil || r.Header.Get("Authorization") != "Bearer "+i.access {
 		http.Error(w, "no", http.StatusForbidden)
 		return

@@ -1,6 +1,7 @@
 package oidc
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/url"
@@ -68,8 +69,8 @@ func TestRefresh(t *testing.T) {
 	if !req.basic || req.user != "client" || req.password != "s3cr%26t+canary" {
 		t.Errorf("basic authentication %v, user %q, password %q", req.basic, req.user, req.password)
 	}
-	if len(i.revocations) != 0 {
-		t.Errorf("revoked: %v", i.revocations)
+	if len(i.revocations) != 0 || i.asked != 0 {
+		t.Errorf("revoked %v, asked userinfo %d times", i.revocations, i.asked)
 	}
 }
 
@@ -114,10 +115,10 @@ func TestRefreshIdentity(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name     string
-		change   func(*Config)
-		claims   object // of the new ID token
-		noToken  bool   // there is none
-		userinfo object // nil: it answers 403
+		change   func(*Config) // since the sign-in
+		claims   object        // of the new ID token
+		noToken  bool          // there is none
+		userinfo object        // nil: it answers 403
 		want     coatcheck.Identity
 	}{
 		{name: "nothing new", want: alice},
@@ -156,7 +157,10 @@ func TestRefreshIdentity(t *testing.T) {
 		{name: "no ID token and userinfo fails", noToken: true, want: alice},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			i, p, s := signedIn(t, c.change)
+			i, p, s := signedIn(t, nil)
+			if c.change != nil {
+				c.change(&p.Config)
+			}
 			var answer object
 			if c.noToken {
 				answer = object{"id_token": nil}
@@ -292,6 +296,17 @@ func TestRefreshNotBelieved(t *testing.T) {
 			t.Errorf("revoked: %v", i.revocations)
 		}
 	})
+}
+
+// Whoever waited for the refresh may be gone.
+func TestDiscardCancelled(t *testing.T) {
+	i, p, _ := newPair(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.discard(ctx, &coatcheck.Tokens{Access: "a", Refresh: "r"})
+	if len(i.revocations) != 2 {
+		t.Errorf("revoked: %v", i.revocations)
+	}
 }
 
 // A key that can't be had says nothing against the person, and must not lose the tokens;
