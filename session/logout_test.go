@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"iter"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -116,6 +117,40 @@ func TestEndAllIncomplete(t *testing.T) {
 	}
 	r.probe.forget(nil)
 	if _, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, coatcheck.ReasonRevoked); err != nil {
+		t.Error(err)
+	}
+	r.wantKept()
+}
+
+// halfRead is a registry that fails behind the first page.
+type halfRead struct{ store.Registry }
+
+func (h halfRead) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
+	return func(yield func(store.Entry, error) bool) {
+		for e := range h.Registry.Find(ctx, q) {
+			if !yield(e, nil) {
+				return
+			}
+			break
+		}
+		yield(store.Entry{}, errDown)
+	}
+}
+
+// Whoever could not be looked for may still be there.
+func TestEndAllNotAllFound(t *testing.T) {
+	r := newRig(t)
+	r.mustBegin("alice", "s1")
+	r.mustBegin("alice", "s1")
+	half := r.beside(func(o *Options) { o.Registry = halfRead{o.Registry} })
+	if ended, err := half.EndAll(t.Context(), Query{Issuer: issuer, SID: "s1"}, coatcheck.ReasonRevoked); !errors.Is(err, errDown) || ended != 1 {
+		t.Errorf("EndAll = %d, %v", ended, err)
+	}
+	logout := Logout{Issuer: issuer, SID: "s1", ID: "1"}
+	if _, err := half.BackChannelLogout(t.Context(), logout); !errors.Is(err, errDown) {
+		t.Errorf("BackChannelLogout: %v", err)
+	}
+	if _, err := r.BackChannelLogout(t.Context(), logout); err != nil {
 		t.Error(err)
 	}
 	r.wantKept()
