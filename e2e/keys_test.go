@@ -72,6 +72,21 @@ func (k *keyedCluster) key(args ...string) (string, error) {
 	return string(out), err
 }
 
+// rotate adds a key to the operator's file, which seals at once.
+func (k *keyedCluster) rotate() {
+	k.t.Helper()
+	ring, err := seal.ReadRing(k.file)
+	if err == nil {
+		ring, err = ring.Rotated(time.Now())
+	}
+	if err == nil {
+		err = ring.Write(k.file)
+	}
+	if err != nil {
+		k.t.Fatal(err)
+	}
+}
+
 // keyIDs returns the operator's keys, the newest first.
 func (k *keyedCluster) keyIDs() []string {
 	k.t.Helper()
@@ -223,9 +238,7 @@ func TestKeysReloadUnderLoad(t *testing.T) {
 			}
 			l.awaitMore(t, http.StatusOK, 2*len(guests))
 		}
-		if out, err := k.key("rotate", k.file, "--activate-after", "0s"); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		k.rotate()
 		for name, n := range k.nodes {
 			k.handOut(name)
 			await(t, name+" to read its keys", func() bool { return n.says("the key ring was read again") > i })
