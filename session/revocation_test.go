@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"slices"
 	"sync"
@@ -59,6 +58,19 @@ func (p *revoker) take() []string {
 	p.revoked = nil
 	slices.Sort(list)
 	return list
+}
+
+// fail makes the tries to come fail, unless err is nil.
+func (p *revoker) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+}
+
+func (p *revoker) tried() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.tries
 }
 
 // newRevokingRig returns a rig that runs and whose provider revokes. stop ends it.
@@ -205,7 +217,7 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r, p, stop := newRevokingRig(t)
 				defer stop()
-				p.err = &coatcheck.RenewalError{Outcome: tc.outcome, Err: errors.New("down")}
+				p.fail(&coatcheck.RenewalError{Outcome: tc.outcome, Err: errDown})
 				cookie := r.mustBegin("alice", "")
 				before := time.Now()
 				if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
@@ -216,8 +228,8 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 				}
 				r.wantInvalid(cookie)
 				time.Sleep(5 * time.Minute)
-				if p.tries != tc.tries {
-					t.Errorf("%d tries, want %d", p.tries, tc.tries)
+				if tries := p.tried(); tries != tc.tries {
+					t.Errorf("%d tries, want %d", tries, tc.tries)
 				}
 			})
 		})
@@ -226,14 +238,12 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r, p, stop := newRevokingRig(t)
 			defer stop()
-			p.err = &coatcheck.RenewalError{Outcome: coatcheck.OutcomeNone, Err: errors.New("down")}
+			p.fail(&coatcheck.RenewalError{Outcome: coatcheck.OutcomeNone, Err: errDown})
 			if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", r.mustBegin("alice", "")), coatcheck.ReasonSignedOut); err != nil {
 				t.Error(err)
 			}
 			time.Sleep(revokePause / 4)
-			p.mu.Lock()
-			p.err = nil
-			p.mu.Unlock()
+			p.fail(nil)
 			time.Sleep(time.Minute)
 			if got := p.take(); len(got) != 1 {
 				t.Errorf("revoked are %q", got)
