@@ -388,7 +388,11 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 	})
 	m.renewal.gate.passed()
 	if errors.Is(err, ErrInvalid) {
-		m.revokeTokens(ctx, before.Ref, next.Tokens)
+		fresh := grant{ref: before.Ref, token: next.Tokens.Refresh, kind: coatcheck.RefreshToken}
+		if sid := before.ProviderSID; sid != "" {
+			fresh.sid = m.sidName(before.Identity.Issuer, sid)
+		}
+		m.revokeLater(fresh)
 	}
 	return live, err
 }

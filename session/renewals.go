@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -221,19 +220,5 @@ func (g *gate) passed() {
 func (m *Manager) told(result string) {
 	if m.Renewed != nil {
 		m.Renewed(result)
-	}
-}
-
-// revokeTokens tells the provider that tokens are of no use any more.
-func (m *Manager) revokeTokens(ctx context.Context, ref coatcheck.Ref, tokens coatcheck.Tokens) {
-	token, kind := tokens.Refresh, coatcheck.RefreshToken
-	if token == "" {
-		token, kind = tokens.Access, coatcheck.AccessToken
-	}
-	if token == "" || m.Provider == nil {
-		return
-	}
-	if err := m.Provider.Revoke(ctx, token, kind); err != nil && !errors.Is(err, context.Canceled) {
-		m.Logger.WarnContext(ctx, "tokens of an ended session could not be revoked at the provider", "session", ref, "error", err)
 	}
 }
