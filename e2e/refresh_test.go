@@ -150,6 +150,8 @@ func TestRefreshHolderIsStopped(t *testing.T) {
 	holder.Signal(syscall.SIGCONT)
 	all.Wait()
 	slow.Heal()
+	holder.Stop() // when it has ended what it was about
+	c.awaitNodes("node-a", "node-b")
 	if n := c.proxy.Passed().Total; n != 1 {
 		t.Errorf("%d refreshes, want 1", n)
 	}
