@@ -97,3 +97,33 @@ func TestRetiredWhileHot(t *testing.T) {
 		}
 	})
 }
+
+// So do its streams, which belong to no request.
+func TestRetiredWithStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHearing(t)
+		r.run(t)
+		var e ear
+		defer r.wantUser("alice", r.signIn("alice")).Watch(e.ended)()
+		rotated, err := r.Ring.Rotated(time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Ring.Replace(rotated); err != nil {
+			t.Fatal(err)
+		}
+		r.KeysChanged()
+		time.Sleep(time.Minute)
+		e.wantNothing(t, "while the key opens")
+		retired, err := rotated.Retired(r.Ring.Current(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Ring.Replace(retired); err != nil {
+			t.Fatal(err)
+		}
+		r.KeysChanged()
+		time.Sleep(time.Second)
+		e.want(t, "when it is retired", ErrInvalid)
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/store"
 )
 
@@ -122,7 +123,8 @@ func (m *Manager) check(handle string) {
 	var over error
 	wait := time.Duration(0)
 	switch {
-	case errors.Is(err, store.ErrNotFound), !m.Now().Before(w.live.Deadline):
+	case errors.Is(err, store.ErrNotFound), !m.Now().Before(w.live.Deadline),
+		err == nil && errors.Is(m.Ring.Holds(rec.Value), seal.ErrRetired):
 		over = ErrInvalid
 	case err == nil:
 		w.read, w.epoch = began, epoch
