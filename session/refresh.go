@@ -21,6 +21,11 @@ const (
 	// saveLimit is for how long a node tries to write down what the provider has said. What
 	// it gives up then is lost.
 	saveLimit = 10 * time.Minute
+	// lostPatience is how long a session outlives its access token, at least, after a refresh
+	// token was given up for lost: so long, a node that was cut off, and not dead, has to write
+	// down what it holds. It tries every saveAgain.
+	lostPatience = 5 * time.Second
+	saveAgain    = time.Second
 	// freshPatience bounds how long a request waits for new tokens. After that it is served
 	// with the old ones.
 	freshPatience = 20 * time.Second
@@ -55,7 +60,7 @@ func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
 	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
 	ended := !expiry.IsZero() && !now.Before(expiry)
 	switch {
-	case lost(s) && ended:
+	case lost(s) && ended && !now.Before(r.RetryAt):
 		return needEnd
 	case lost(s):
 	case s.Tokens.Refresh == "" || expiry.IsZero() || now.Before(r.RetryAt):
@@ -84,7 +89,9 @@ func (m *Manager) renewalDue(s *coatcheck.Session) time.Time {
 	var due time.Time
 	switch {
 	case lost(s):
-		due = expiry
+		if due = expiry; due.Before(r.RetryAt) {
+			due = r.RetryAt
+		}
 	case s.Tokens.Refresh == "" || expiry.IsZero():
 	case r.RetryAt.IsZero():
 		due = expiry.Add(-maxAhead)
@@ -140,14 +147,11 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 		case needNothing:
 			return live, nil
 		case needCheck, needRefresh:
-			m.startRenewal(t, live, false)
+			m.startRenewal(t, live, need)
 			live.asked.Store(instantOf(time.Now().Add(askAgain)))
 			return live, nil
 		case needEnd:
-			if err := m.end(ctx, live, coatcheck.ReasonRefreshLost); err != nil {
-				return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", err)
-			}
-			return nil, ErrInvalid
+			return m.endLost(ctx, t)
 		}
 		if patience == nil {
 			timer := time.NewTimer(freshPatience)
@@ -156,7 +160,7 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 		}
 		// Before it is tried: what changes after that is told.
 		changed, release := m.renewal.watch(live.handle)
-		a := m.startRenewal(t, live, true)
+		a := m.startRenewal(t, live, need)
 		if a == nil {
 			release()
 			return live, nil
@@ -194,6 +198,23 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 			return live, nil
 		}
 	}
+}
+
+// endLost ends a session whose tokens were lost, and returns ErrInvalid or CodeUnknown. It
+// goes by the store: what this node holds may be older than what was brought after all, and
+// then that is returned.
+func (m *Manager) endLost(ctx context.Context, t ticket) (*Live, error) {
+	live, err := m.read(ctx, t)
+	if err == nil {
+		if m.needOf(live.Session, m.Now()) != needEnd {
+			return live, nil
+		}
+		err = m.end(ctx, live, coatcheck.ReasonRefreshLost)
+	}
+	if err != nil && !errors.Is(err, ErrInvalid) {
+		return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", err)
+	}
+	return nil, ErrInvalid
 }
 
 // heldPatience is how long it takes at most to notice that whoever held the lease is gone,
@@ -244,7 +265,7 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Li
 		m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
 			"session", live.Ref)
 		m.told(coatcheck.OutcomeUnknown.String())
-		live, err = m.lose(ctx, t, live)
+		live, err = m.lose(ctx, t, live, now.Add(lostPatience))
 	case need != needEnd:
 		live, err = m.refresh(ctx, t, live)
 	}
@@ -264,9 +285,10 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Li
 	}
 }
 
-// maySendAgain tells whether the provider takes the refresh token of an attempt once more.
+// maySendAgain tells whether the provider takes the refresh token of an attempt once more. An
+// attempt from after the grace has yet to come by a clock that is wrong, and is as good as over.
 func (m *Manager) maySendAgain(s *coatcheck.Session, now time.Time) bool {
-	return now.Before(s.Renewal.AttemptAt.Add(m.RotationGrace))
+	return now.Sub(s.Renewal.AttemptAt).Abs() < m.RotationGrace
 }
 
 // hold renews a lease until release is called, which ends it.
@@ -301,7 +323,7 @@ func hold(lease store.Lease) (release func()) {
 // anything is sent, so that nobody sends the token a second time whatever becomes of this
 // node (invariant 7), and every outcome is written there too, so that all nodes hear of it.
 func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, error) {
-	token, attempt := live.Tokens.Refresh, rand.Text()
+	token, attempt, began := live.Tokens.Refresh, rand.Text(), time.Now()
 	again := live.Renewal.Attempt != "" // the one before may have had an effect
 	noted, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 		if s.Tokens.Refresh != token || s.Renewal.Attempt != live.Renewal.Attempt {
@@ -323,6 +345,10 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 	if noted.Renewal.Attempt != attempt {
 		return noted, nil
 	}
+	if time.Since(began) > refreshLease {
+		// This node was stopped, and another one may have sent the token within the grace.
+		return m.settle(ctx, t, noted, attempt, m.failed(coatcheck.OutcomeNone, again))
+	}
 	next, err := m.Provider.Refresh(ctx, noted.Session)
 	if err == nil {
 		m.told("ok")
@@ -330,7 +356,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 	}
 	outcome := outcomeOf(err)
 	m.told(outcome.String())
-	m.renewal.gate.failed(outcome)
+	m.renewal.refreshes.failed(outcome)
 	level := slog.LevelWarn
 	if outcome == coatcheck.OutcomeMisconfigured {
 		level = slog.LevelError
@@ -349,7 +375,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 		if m.maySendAgain(noted.Session, m.Now()) {
 			return m.settle(ctx, t, noted, attempt, m.failed(coatcheck.OutcomeUnknown, again))
 		}
-		return m.lose(ctx, t, noted)
+		return m.lose(ctx, t, noted, m.Now())
 	}
 }
 
@@ -386,7 +412,7 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 		s.Tokens, s.Identity = next.Tokens, next.Identity
 		m.planRenewal(s)
 	})
-	m.renewal.gate.passed()
+	m.renewal.refreshes.passed()
 	if errors.Is(err, ErrInvalid) {
 		fresh := grant{ref: before.Ref, token: next.Tokens.Refresh, kind: coatcheck.RefreshToken}
 		if sid := before.ProviderSID; sid != "" {
@@ -398,14 +424,16 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 }
 
 // settle writes down what became of an attempt. It goes on until the store takes it: what is
-// not written is lost, and costs the person a sign-in.
+// not written is lost, and costs the person a sign-in. If the attempt is not noted, because
+// the store has lost that, or is yet to do it, this is written all the same: what was noted
+// comes too late then.
 func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt string, change func(*coatcheck.Session)) (*Live, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
 	defer cancel()
 	token := before.Tokens.Refresh
-	for wait := minRetry / 10; ; wait = min(2*wait, 5*time.Second) {
+	for wait := minRetry / 10; ; wait = min(2*wait, saveAgain) {
 		live, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
-			if s.Renewal.Attempt != attempt || s.Tokens.Refresh != token && !lost(s) {
+			if noted := s.Renewal.Attempt; noted != attempt && noted != "" || s.Tokens.Refresh != token && !lost(s) {
 				return false // another node goes on from here
 			}
 			s.Tokens.Refresh = token
@@ -423,14 +451,15 @@ func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt st
 	}
 }
 
-// lose forgets a refresh token that must not be sent again. The attempt stays, to say why.
-func (m *Manager) lose(ctx context.Context, t ticket, live *Live) (*Live, error) {
+// lose forgets a refresh token that must not be sent again. The attempt stays, to say why. The
+// session does not end over it before the given time.
+func (m *Manager) lose(ctx context.Context, t ticket, live *Live, end time.Time) (*Live, error) {
 	attempt := live.Renewal.Attempt
 	return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 		if s.Renewal.Attempt != attempt || s.Tokens.Refresh == "" {
 			return false
 		}
-		s.Tokens.Refresh = ""
+		s.Tokens.Refresh, s.Renewal.RetryAt = "", end
 		return true
 	})
 }
@@ -439,14 +468,14 @@ func (m *Manager) lose(ctx context.Context, t ticket, live *Live) (*Live, error)
 func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, error) {
 	next, err := m.Provider.Check(ctx, live.Session)
 	if err == nil {
-		m.renewal.gate.passed()
+		m.renewal.checks.passed()
 		return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 			s.Identity, s.Renewal.Checked = next.Identity, m.Now()
 			return true
 		})
 	}
 	outcome := outcomeOf(err)
-	m.renewal.gate.failed(outcome)
+	m.renewal.checks.failed(outcome)
 	m.Logger.WarnContext(ctx, "the provider did not say whether it still vouches for somebody",
 		"session", live.Ref, "outcome", outcome.String(), "error", err)
 	switch {

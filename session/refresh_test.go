@@ -649,7 +649,7 @@ func TestRefreshIsFinished(t *testing.T) {
 		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" {
 			t.Errorf("Run returned before the new tokens were kept: %+v", live.Renewal)
 		}
-		if a := leaving.startRenewal(ticket{}, &Live{handle: "x"}, true); a != nil {
+		if a := leaving.startRenewal(ticket{}, &Live{handle: "x"}, needFresh); a != nil {
 			t.Error("a node that leaves begins another one")
 		}
 	})

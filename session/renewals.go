@@ -24,7 +24,8 @@ const (
 // requests wait for it. An attempt belongs to no request: clients come and go.
 type renewals struct {
 	slots chan struct{}
-	gate  gate
+	// refreshes and checks go to different endpoints, of which one may be down alone.
+	refreshes, checks gate
 
 	mu       sync.Mutex
 	attempts map[string]*attempt      // by handle
@@ -55,9 +56,9 @@ func (r *renewals) init() {
 }
 
 // startRenewal returns the attempt to renew a session that is under way on this node, begun
-// now if there was none; nil where none is to be made now. waiting says that the caller
-// waits for it, with more patience than one who does not.
-func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
+// now if there was none; nil where none is to be made now. Whoever needs new tokens waits for
+// it, and does not keep to the pause.
+func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 	r := &m.renewal
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -66,7 +67,7 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 	}
 	now := instantOf(time.Now())
 	pause, paused := r.pauses[live.handle]
-	if r.closed || !waiting && paused && now < pause || !r.gate.enter(now) {
+	if r.closed || need != needFresh && paused && now < pause || !r.gate(need).enter(now) {
 		return nil
 	}
 	a := &attempt{done: make(chan struct{})}
@@ -93,6 +94,14 @@ func (m *Manager) startRenewal(t ticket, live *Live, waiting bool) *attempt {
 		a.live, a.held, a.err = m.attempt(ctx, t, live)
 	})
 	return a
+}
+
+// gate returns what keeps a session from asking its provider for what it needs.
+func (r *renewals) gate(n need) *gate {
+	if n == needCheck {
+		return &r.checks
+	}
+	return &r.refreshes
 }
 
 // background runs a task that belongs to no request and that close waits for.

@@ -1,0 +1,215 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// use loads a session on each of the nodes in turn, once a second for so long.
+func use(t *testing.T, nodes []*rig, value string, d time.Duration) {
+	t.Helper()
+	for i := range int(d / time.Second) {
+		nodes[i%len(nodes)].wantUser("alice", value)
+		time.Sleep(time.Second)
+	}
+}
+
+// A failover takes back that an attempt was noted, while the provider answers. The tokens
+// are kept all the same: the old one is used up.
+func TestRefreshNoteIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		value := nodes[0].enter("alice", p)
+		before, _ := nodes[0].record(value)
+		p.setAnswer(func(n int) (bool, error) {
+			if n == 1 {
+				nodes[0].putSealed(nodes[0].kept()[0], before.Value)
+			}
+			return false, nil
+		})
+		time.Sleep(accessLife - maxAhead)
+		use(t, nodes, value, 2*time.Minute)
+		if live := nodes[1].wantUser("alice", value); live.Tokens.Refresh != "refresh 2" || p.uses(t) != 1 {
+			t.Errorf("the new tokens were not kept: %+v", live.Renewal)
+		}
+	})
+}
+
+// A lateWriter does not answer when it is asked to replace something, and does it later.
+type lateWriter struct {
+	store.Store
+	late atomic.Bool
+}
+
+func (l *lateWriter) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
+	if l.late.Swap(false) {
+		time.AfterFunc(2*time.Second, func() { _ = l.Store.Replace(context.Background(), key, revision, value, ttl) })
+		return errDown
+	}
+	return l.Store.Replace(ctx, key, revision, value, ttl)
+}
+
+// An attempt that was given up, because nobody could tell that it was noted, is not noted
+// later either: nothing was sent.
+func TestRefreshNoteIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := &lateWriter{}
+		nodes, p := newRefreshing(t, 1, func(o *Options) { late.Store = o.Store; o.Store = late })
+		value := nodes[0].enter("alice", p)
+		time.Sleep(accessLife - maxAhead)
+		late.late.Store(true)
+		use(t, nodes, value, 2*time.Minute)
+		if n := p.uses(t); n != 1 {
+			t.Errorf("sent %d times", n)
+		}
+	})
+}
+
+// The store goes away while a token is redeemed, for longer than the lease and the access
+// token live. Whoever comes when it is back finds the attempt, and does not end the session
+// before the node that holds the new tokens has had the time to write them down.
+func TestRefreshOutlivesAnOutage(t *testing.T) {
+	for _, back := range []time.Duration{0, 300 * time.Millisecond, 700 * time.Millisecond} {
+		t.Run(back.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2)
+				holder := nodes[0].beside(func(o *Options) { o.Leases = dying{o.Leases} })
+				holder.run(t)
+				value := nodes[0].enter("alice", p)
+				p.setAnswer(func(int) (bool, error) {
+					nodes[0].probe.forget(failing("get", "replace", "touch", "create", "delete"))
+					return false, nil
+				})
+				time.Sleep(accessLife - maxAhead)
+				holder.wantUser("alice", value)
+				time.Sleep(2*time.Minute + back)
+				nodes[0].probe.forget(nil)
+				use(t, nodes, value, 10*time.Second)
+				if live := nodes[1].wantUser("alice", value); live.Tokens.Refresh != "refresh 2" || p.uses(t) != 1 {
+					t.Errorf("the new tokens were not kept: %+v", live.Renewal)
+				}
+			})
+		})
+	}
+}
+
+// What a node holds of a session may be older than the tokens that were brought after all.
+// It does not end the session over that.
+func TestRefreshIsNotLostByHearsay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 2)
+		cutOff := nodes[0].beside(func(o *Options) { o.Leases = dying{o.Leases} })
+		cutOff.run(t)
+		value := nodes[0].enter("alice", p)
+		back := make(chan struct{})
+		p.setAnswer(func(int) (bool, error) { <-back; return false, nil })
+		time.Sleep(accessLife - maxAhead)
+		cutOff.wantUser("alice", value)
+		synctest.Wait()
+		use(t, nodes, value, 40*time.Second)
+		deaf := nodes[0].beside(func(*Options) {})
+		old, _, err := deaf.open(t.Context(), value)
+		if err != nil || !lost(old.Session) {
+			t.Fatalf("%+v, %v: want a session whose token was given up", old, err)
+		}
+		time.Sleep(maxAhead)
+		close(back)
+		synctest.Wait()
+		if live, err := deaf.renewed(t.Context(), value, old); err != nil || live.Tokens.Access != "access 2" {
+			t.Errorf("%+v, %v", live, err)
+		}
+		nodes[0].wantUser("alice", value)
+	})
+}
+
+// A haltingStore stops its node (SIGSTOP) when it has replaced something.
+type haltingStore struct {
+	store.Store
+	halt   atomic.Bool
+	resume chan struct{}
+}
+
+func (h *haltingStore) Replace(ctx context.Context, key string, revision uint64, value []byte, ttl time.Duration) error {
+	err := h.Store.Replace(ctx, key, revision, value, ttl)
+	if h.halt.Swap(false) {
+		<-h.resume
+	}
+	return err
+}
+
+// The holder is stopped after it has noted its attempt and before it has sent anything.
+// Others go on, where they may; when it goes on itself it sends nothing that may have been
+// sent long ago.
+func TestRefreshHolderStopsBetween(t *testing.T) {
+	for _, grace := range []time.Duration{0, 20 * time.Second} {
+		t.Run(fmt.Sprint("grace ", grace), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2, func(o *Options) { o.RotationGrace = grace })
+				halting := &haltingStore{Store: nodes[0].Manager.Store, resume: make(chan struct{})}
+				holder := nodes[0].beside(func(o *Options) { o.Store, o.Leases = halting, dying{o.Leases} })
+				holder.run(t)
+				value := nodes[0].enter("alice", p)
+				time.Sleep(accessLife - maxAhead)
+				halting.halt.Store(true)
+				holder.wantUser("alice", value)
+				synctest.Wait()
+				use(t, nodes, value, 50*time.Second)
+				close(halting.resume)
+				use(t, nodes, value, time.Minute)
+				if live := nodes[1].wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+					t.Errorf("%+v, sent %d times", live.Renewal, p.uses(t))
+				}
+			})
+		})
+	}
+}
+
+// The grace is as long for a node whose clock is wrong.
+func TestRotationGraceByAnotherClock(t *testing.T) {
+	now := time.Now()
+	m := &Manager{Options: Options{RotationGrace: 20 * time.Second}}
+	s := &coatcheck.Session{Renewal: coatcheck.Renewal{Attempt: "a", AttemptAt: now}}
+	for off, want := range map[time.Duration]bool{
+		0: true, 19 * time.Second: true, 20 * time.Second: false,
+		-time.Second: true, -20 * time.Second: false, -5 * time.Minute: false,
+	} {
+		if got := m.maySendAgain(s, now.Add(off)); got != want {
+			t.Errorf("%v after the attempt: %t", off, got)
+		}
+	}
+}
+
+// A Provider whose userinfo endpoint is down.
+type withoutUserinfo struct{ Provider }
+
+func (withoutUserinfo) Check(context.Context, *coatcheck.Session) (*coatcheck.Session, error) {
+	return nil, outcome(coatcheck.OutcomeNone)
+}
+
+// A userinfo endpoint that is down keeps nobody from getting new tokens.
+func TestGateOfChecks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.Recheck, o.Provider = time.Minute, withoutUserinfo{o.Provider} })
+		bob := nodes[0].enter("bob", p)
+		time.Sleep(accessLife / 2)
+		alice := nodes[0].enter("alice", p)
+		use(t, nodes, alice, accessLife/2)
+		var all sync.WaitGroup
+		for range 10 {
+			all.Go(func() {
+				if live := nodes[0].wantUser("bob", bob); live.Tokens.Access == "access 1" {
+					t.Error("not refreshed")
+				}
+			})
+		}
+		all.Wait()
+	})
+}
