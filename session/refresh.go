@@ -24,7 +24,7 @@ const (
 	// lostPatience is how long a session outlives its access token, at least, after a refresh
 	// token was given up for lost: so long, a node that was cut off, and not dead, has to write
 	// down what it holds. It tries every saveAgain.
-	lostPatience = 5 * time.Second
+	lostPatience = 3 * time.Second
 	saveAgain    = time.Second
 	// freshPatience bounds how long a request waits for new tokens. After that it is served
 	// with the old ones.
