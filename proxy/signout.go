@@ -70,10 +70,17 @@ func (p *Proxy) endAtProvider(x *exchange, returnTo string) error {
 }
 
 // askedByOurPage tells whether a page of this very origin asked, by a link, a form or a
-// script (W3C Fetch Metadata). An image that somebody put into a page of the app is none
-// of these (no-cors), nor is a browser that fetches links before anybody has chosen one.
+// script (W3C Fetch Metadata). An image or a frame that somebody put into a page of the
+// app is none of these, nor is a browser that fetches links before anybody has chosen one.
 func askedByOurPage(h http.Header) bool {
-	return h.Get("Sec-Fetch-Site") == "same-origin" && h.Get("Sec-Fetch-Mode") != "no-cors" && h.Get("Sec-Purpose") == ""
+	if h.Get("Sec-Fetch-Site") != "same-origin" || h.Get("Sec-Fetch-Mode") == "no-cors" || h.Get("Sec-Purpose") != "" {
+		return false
+	}
+	switch h.Get("Sec-Fetch-Dest") {
+	case "document", "empty", "": // "empty" is a script; the oldest browsers with the others lack this one
+		return true
+	}
+	return false
 }
 
 func (p *Proxy) afterSignOut(x *exchange, returnTo, query string) error {

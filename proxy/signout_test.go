@@ -30,14 +30,19 @@ func TestSignOut(t *testing.T) {
 	bob, _ := r.Sessions.Load(t.Context(), others)
 	for _, tt := range []struct {
 		name, method, site string
-		mode, purpose      string
+		mode, dest         string
+		purpose            string
 		token              func(*session.Live) string
 		inQuery            bool
 		ends               bool
 	}{
 		{name: "a link on our own page", method: "GET", site: "same-origin", ends: true},
 		{name: "a form on our own page", method: "POST", site: "same-origin", ends: true},
-		{name: "a script on our own page", method: "POST", site: "same-origin", mode: "cors", ends: true},
+		{name: "a script on our own page", method: "POST", site: "same-origin", mode: "cors", dest: "empty", ends: true},
+		{name: "a link that says so in full", method: "GET", site: "same-origin", mode: "navigate", dest: "document", ends: true},
+		{name: "an image with crossorigin on our own page", method: "GET", site: "same-origin", mode: "cors", dest: "image"},
+		{name: "a frame on our own page", method: "GET", site: "same-origin", mode: "navigate", dest: "iframe"},
+		{name: "an object on our own page", method: "GET", site: "same-origin", mode: "navigate", dest: "object"},
 		{name: "an image on our own page", method: "GET", site: "same-origin", mode: "no-cors"},
 		{name: "a link that is fetched ahead", method: "GET", site: "same-origin", mode: "navigate", purpose: "prefetch;prerender"},
 		{name: "a typed address", method: "GET", site: "none"},
@@ -86,6 +91,9 @@ func TestSignOut(t *testing.T) {
 			}
 			if tt.mode != "" {
 				header.Set("Sec-Fetch-Mode", tt.mode)
+			}
+			if tt.dest != "" {
+				header.Set("Sec-Fetch-Dest", tt.dest)
 			}
 			if tt.purpose != "" {
 				header.Set("Sec-Purpose", tt.purpose)
