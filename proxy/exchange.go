@@ -238,13 +238,14 @@ func goodRequestID(id string) bool {
 // panicType describes a panic without its text, which may quote a secret.
 func panicType(v any) string { return fmt.Sprintf("%T", v) }
 
-// legible returns s without characters that a terminal may obey when a log is looked at.
-// JSON escapes those below U+0020 and leaves DEL and the C1 controls as they are.
+// legible returns s without characters that a terminal may obey when a log is looked at, or
+// that turn round the order in which text is shown. JSON escapes those below U+0020 and
+// leaves DEL, the C1 controls and the others as they are.
 func legible(s string) string {
 	for i := range len(s) {
 		if s[i] >= 0x7f {
 			return strings.Map(func(r rune) rune {
-				if unicode.IsControl(r) {
+				if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
 					return unicode.ReplacementChar
 				}
 				return r

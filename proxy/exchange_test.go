@@ -94,6 +94,7 @@ func TestLegible(t *testing.T) {
 		"Mozilla/5.0":       "Mozilla/5.0",
 		"/straße":           "/straße",
 		"a\u009b31mred\x7f": "a\ufffd31mred\ufffd",
+		"a\u202etxt.exe":    "a\ufffdtxt.exe",
 	} {
 		if got := legible(in); got != want {
 			t.Errorf("legible(%q) = %q, want %q", in, got, want)
