@@ -26,7 +26,8 @@ const (
 	CodeNotFound Code = "not_found"
 	// CodeMethodNotAllowed: one of our own endpoints does not take this method. 405.
 	CodeMethodNotAllowed Code = "method_not_allowed"
-	// CodeForbiddenOrigin: a WebSocket handshake from a foreign origin. 403.
+	// CodeForbiddenOrigin: a WebSocket handshake from a foreign origin, or a script's request
+	// that none of our pages has made. 403.
 	CodeForbiddenOrigin Code = "forbidden_origin"
 	// CodeUpgradeRequired: a WebSocket handshake that RFC 6455 §4.2.2 refuses. 426.
 	CodeUpgradeRequired Code = "upgrade_required"

@@ -72,8 +72,8 @@ var answers = map[coatcheck.Code]answer{
 	},
 	coatcheck.CodeForbiddenOrigin: {
 		403, slog.LevelWarn, "Not from that page",
-		"A page of another site tried to open a connection here.",
-		"If you run this site and trust that page, list its origin in the route's websocket_origins.", actionHome,
+		"This is for pages of this site alone, and a page of another site may have asked for it.",
+		"If you run this site: a route's websocket_origins lists whose pages may open WebSockets.", actionHome,
 	},
 	coatcheck.CodeUpgradeRequired: {
 		426, slog.LevelDebug, "This needs another WebSocket version",

@@ -131,6 +131,9 @@ func (p *Proxy) endSessions(x *exchange) error {
 		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("the form is malformed"))
 	}
 	if !askedByOurPage(x.r.Header) && !p.tokenFits(x, formSessions) {
+		if x.accepts("application/json") {
+			return coatcheck.E(coatcheck.CodeForbiddenOrigin, op, errors.New("no page of ours has asked, and there is no token of one"))
+		}
 		return p.listSessions(x, http.StatusForbidden,
 			"Nothing was ended: the page had been open for too long, or another site asked for it. Press the button again if you meant to.")
 	}
@@ -159,6 +162,9 @@ func (p *Proxy) endSessions(x *exchange) error {
 		}
 		i := slices.IndexFunc(list, func(e session.Entry) bool { return string(e.Ref) == what })
 		if i < 0 {
+			if !x.accepts("application/json") {
+				return p.listSessions(x, http.StatusNotFound, "That session had ended already.")
+			}
 			return coatcheck.E(coatcheck.CodeNotFound, op, errors.New("no session of this person has that name"))
 		}
 		if err := p.Sessions.Revoke(ctx, list[i], coatcheck.ReasonSignedOutElsewhere); err != nil {

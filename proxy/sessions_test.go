@@ -40,6 +40,16 @@ func tokenOf(t *testing.T, w *httptest.ResponseRecorder) string {
 	return m[1]
 }
 
+// errorOf returns the code that a script is told.
+func errorOf(t *testing.T, w *httptest.ResponseRecorder) coatcheck.Code {
+	t.Helper()
+	var said struct{ Error coatcheck.Code }
+	if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil {
+		t.Fatalf("%s: %v", w.Body, err)
+	}
+	return said.Error
+}
+
 // People see their own sessions, the one of this browser first, and nothing secret.
 func TestSessionsPage(t *testing.T) {
 	r := newRig(t)
@@ -155,6 +165,9 @@ func TestEndSessions(t *testing.T) {
 			if cleared := clears(w.Header(), r.Sessions.Jar.Session()); cleared != !want["alice"] || tc.status == 303 && strings.HasPrefix(location, r.issuer) != !want["alice"] {
 				t.Errorf("the way leads to %s, the cookie is cleared: %t", location, cleared)
 			}
+			if tc.status == 404 && (!strings.Contains(w.Body.String(), "That session had ended already.") || tokenOf(t, w) == "") {
+				t.Errorf("the page is %s", w.Body)
+			}
 			if tc.status == 403 && (!strings.Contains(w.Body.String(), "Nothing was ended") || tokenOf(t, w) == "") {
 				t.Errorf("the page is %s", w.Body)
 			}
@@ -186,6 +199,16 @@ func TestEndSessionsUnknown(t *testing.T) {
 	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=others&end=everywhere", formHeader, asScript, alice); w.Code != http.StatusBadRequest {
 		t.Errorf("two answers at once: %d", w.Code)
 	}
+	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=0", formHeader, asScript, alice); w.Code != http.StatusNotFound || errorOf(t, w) != coatcheck.CodeNotFound {
+		t.Errorf("nobody's session: %d: %s", w.Code, w.Body)
+	}
+	asScript.Set("Sec-Fetch-Site", "same-site")
+	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=everywhere", formHeader, asScript, alice); w.Code != http.StatusForbidden || errorOf(t, w) != coatcheck.CodeForbiddenOrigin {
+		t.Errorf("a script of a neighbouring host: %d: %s", w.Code, w.Body)
+	}
+	if !r.alive(t, alice) {
+		t.Error("the session has ended")
+	}
 }
 
 // A session that is being ended is not shown any more, and is ended for good with all others.
@@ -198,7 +221,8 @@ func TestSessionsThatEnd(t *testing.T) {
 	if err == nil || !r.alive(t, other) {
 		t.Fatalf("the record is gone, %v", err)
 	}
-	if body := r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice).Body.String(); strings.Count(body, "<li>") != 1 {
+	if body := r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice).Body.String(); strings.Count(body, "<li>") != 1 ||
+		!strings.Contains(body, "You are signed in nowhere else.") || strings.Contains(body, "everywhere") {
 		t.Errorf("the page is %s", body)
 	}
 	token := tokenOf(t, r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice))
