@@ -23,6 +23,9 @@ const (
 	maxSubject = 255      // OpenID Connect Core 1.0 §2
 )
 
+// errNotNow: a token is not good at this time. It may be the clock that is wrong.
+var errNotNow = errors.New("the token is not good now")
+
 // verifyIDToken checks the ID token of a sign-in as OpenID Connect Core 1.0 §3.1.3.7 asks,
 // and more strictly where that leaves a choice.
 //
@@ -40,7 +43,8 @@ func (p *RelyingParty) verifyIDToken(ctx context.Context, current *provider, tok
 	return c, nil
 }
 
-// readIDToken is verifyIDToken without the nonce.
+// readIDToken is verifyIDToken without the nonce. With errNotNow it returns the claims, of
+// which all else is right.
 func (p *RelyingParty) readIDToken(ctx context.Context, current *provider, tokens *coatcheck.Tokens) (claims, error) {
 	const op = "oidc.id_token"
 	token, c, err := p.verify(ctx, current, tokens.ID.Reveal(), "JWT")
@@ -48,9 +52,10 @@ func (p *RelyingParty) readIDToken(ctx context.Context, current *provider, token
 	switch {
 	case errors.As(err, &unfetched):
 		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, err)
-	case err != nil:
+	case err != nil && !errors.Is(err, errNotNow):
 		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
 	}
+	notNow := err
 	if err := checkSubject(c["sub"]); err != nil {
 		return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
 	}
@@ -59,13 +64,16 @@ func (p *RelyingParty) readIDToken(ctx context.Context, current *provider, token
 			return nil, coatcheck.E(coatcheck.CodeBadToken, op, err)
 		}
 	}
+	if notNow != nil {
+		return c, coatcheck.E(coatcheck.CodeBadToken, op, notNow)
+	}
 	return c, nil
 }
 
 // verify checks what is the same for every token that the provider signs for us: form,
 // signature, issuer, audience and time. types are what the header's typ may say. It
-// returns a *fetchError if the provider's keys could not be had, and errNoKey if none of
-// them fits.
+// returns a *fetchError if the provider's keys could not be had, errNoKey if none of them
+// fits, and errNotNow, with the claims, if nothing but the time is wrong.
 //
 // go-oidc verifies algorithm, signature and audience; what it does not check, or checks
 // loosely, is checked here.
@@ -153,20 +161,20 @@ func (p *RelyingParty) checkClaims(c claims) error {
 	case !ok:
 		return errors.New("exp is missing or not a time")
 	case now.After(exp.Add(skew)):
-		return fmt.Errorf("expired at %v", exp.UTC())
+		return fmt.Errorf("%w: it expired at %v", errNotNow, exp.UTC())
 	}
 	switch iat, ok := c.instant("iat"); {
 	case !ok:
 		return errors.New("iat is missing or not a time")
 	case iat.After(now.Add(skew)):
-		return fmt.Errorf("issued at %v, which is yet to come", iat.UTC())
+		return fmt.Errorf("%w: it was issued at %v, which is yet to come", errNotNow, iat.UTC())
 	}
 	if _, ok := c["nbf"]; ok {
 		switch nbf, ok := c.instant("nbf"); {
 		case !ok:
 			return errors.New("nbf is not a time")
 		case nbf.After(now.Add(skew)):
-			return fmt.Errorf("not good before %v", nbf.UTC())
+			return fmt.Errorf("%w, and not before %v", errNotNow, nbf.UTC())
 		}
 	}
 	return nil

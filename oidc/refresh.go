@@ -171,7 +171,8 @@ func (p *RelyingParty) providerOf(s *coatcheck.Session, op string) (*provider, e
 
 // renew checks tokens that were granted for a session, and returns who they speak of now.
 // An error means that they must not be believed. Where no ID token came with them, or one
-// that can't be verified because its key can't be had, the session's own takes its place.
+// that can't be verified because its key can't be had or that is not good now, the session's
+// own takes its place: a clock that is wrong, on either side, costs nobody the session.
 //
 // Nothing that fails here for want of an answer may lose the tokens: they are the only
 // ones the session has left.
@@ -180,12 +181,15 @@ func (p *RelyingParty) renew(ctx context.Context, current *provider, s *coatchec
 	if tokens.ID != "" {
 		var err error
 		fresh, err = p.readIDToken(ctx, current, tokens)
-		switch {
-		case err == nil:
+		if fresh != nil {
 			if err := checkRenewed(s, fresh); err != nil {
 				return nil, coatcheck.E(coatcheck.CodeBadToken, "oidc.id_token", err)
 			}
-		case coatcheck.CodeOf(err) == coatcheck.CodeProviderFailed, errors.Is(err, errNoKey):
+		}
+		switch {
+		case err == nil:
+		case coatcheck.CodeOf(err) == coatcheck.CodeProviderFailed, errors.Is(err, errNoKey), errors.Is(err, errNotNow):
+			fresh = nil
 			p.Logger.WarnContext(ctx, "a new ID token could not be verified, the old one stays",
 				"tenant", p.Tenant, "provider", p.Name, "error", err.Error())
 		default:

@@ -208,6 +208,32 @@ func TestRefreshSaysNothing(t *testing.T) {
 	}
 }
 
+// A-S8: an ID token that is not good by this clock is not believed, but it ends no session
+// and no token is revoked: everybody's would be, should the clock be wrong.
+func TestRefreshByAnotherClock(t *testing.T) {
+	for name, claims := range map[string]object{
+		"expired":         {"exp": now.Add(-10 * time.Minute).Unix()},
+		"issued too late": {"iat": now.Add(10 * time.Minute).Unix()},
+		"not yet good":    {"nbf": now.Add(10 * time.Minute).Unix()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i, p, s := signedIn(t, nil)
+			claims["groups"] = []string{"others"}
+			i.grant(claims, nil)
+			got, err := p.Refresh(t.Context(), s)
+			if err != nil || len(i.revocations) != 0 {
+				t.Fatal(err, i.revocations)
+			}
+			want := *s
+			want.Tokens.Access, want.Tokens.Refresh = "access-2", "refresh-2"
+			want.Tokens.AccessExpiry = got.Tokens.AccessExpiry
+			if diff := cmp.Diff(&want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
 // OpenID Connect Core 1.0 §12.2. What must not be believed ends the session, and its tokens
 // are revoked.
 func TestRefreshNotBelieved(t *testing.T) {
@@ -226,8 +252,10 @@ func TestRefreshNotBelieved(t *testing.T) {
 		{name: "aud beside", claims: object{"aud": []string{"client", "other"}}},
 		{name: "azp", claims: object{"azp": "client"}, ok: true},
 		{name: "other azp", claims: object{"azp": "other"}},
-		{name: "expired", claims: object{"exp": at(-time.Minute)}},
-		{name: "issued too late", claims: object{"iat": at(time.Hour)}},
+		{name: "expired, and sub", claims: object{"exp": at(-time.Hour), "sub": "bob"}},
+		{name: "issued too late, and aud", claims: object{"iat": at(time.Hour), "aud": "other"}},
+		{name: "expired, and at_hash", claims: object{"exp": at(-time.Hour), "at_hash": "x"}},
+		{name: "no exp", claims: object{"exp": nil}},
 		{name: "at_hash of another access token", claims: object{"at_hash": "x"}},
 		{name: "auth_time", claims: object{"auth_time": at(0)}},
 		{name: "earlier auth_time", claims: object{"auth_time": at(-time.Minute - time.Second)}},
