@@ -297,11 +297,13 @@ func hold(lease store.Lease) (release func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		tick := time.NewTicker(refreshLease / 3)
+		defer tick.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-time.After(refreshLease / 3):
+			case <-tick.C:
 			}
 			// Without it whoever comes next finds the attempt in the record, and does not
 			// send the token; so a lease that is lost is no harm.

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -170,6 +171,52 @@ func TestRefreshHolderStopsBetween(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A hanging is a Leaser that is slow to tell of a lease, and does not answer when it is
+// renewed for the first time.
+type hanging struct{ store.Leaser }
+
+func (h hanging) Acquire(ctx context.Context, name string, ttl time.Duration) (store.Lease, error) {
+	l, err := h.Leaser.Acquire(ctx, name, ttl)
+	time.Sleep(100 * time.Millisecond)
+	return &hangingLease{Lease: l}, err
+}
+
+type hangingLease struct {
+	store.Lease
+	again atomic.Bool
+}
+
+func (h *hangingLease) Renew(ctx context.Context, ttl time.Duration) error {
+	if h.again.Swap(true) {
+		return h.Lease.Renew(ctx, ttl)
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// One renewal that fails does not cost the lease.
+func TestRefreshLeaseIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, _ := newRefreshing(t, 1)
+		lease, err := hanging{nodes[0].Leases}.Acquire(t.Context(), "refresh", refreshLease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release := hold(lease)
+		defer release()
+		for range 30 {
+			time.Sleep(time.Second)
+			if _, err := nodes[0].Leases.Acquire(t.Context(), "refresh", refreshLease); !errors.Is(err, store.ErrHeld) {
+				t.Fatalf("Acquire = %v, want ErrHeld", err)
+			}
+		}
+		release()
+		if _, err := nodes[0].Leases.Acquire(t.Context(), "refresh", refreshLease); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // The grace is as long for a node whose clock is wrong.
