@@ -80,7 +80,7 @@ func ParseRing(data []byte) (*Ring, error) {
 		if isRetired(kid(id)) {
 			return nil, fmt.Errorf("%s: retired[%d] stands there twice", op, i)
 		}
-		retired = append(retired, retiredKey{kid(id), rf.At})
+		retired = append(retired, retiredKey{kid(id), rf.At.UTC()}) // so that equal times compare equal
 	}
 	var keys []key
 	for i, kf := range f.Keys {

@@ -368,3 +368,24 @@ func TestKeyAtTheStart(t *testing.T) {
 		t.Error("a node that nobody answers seals with a new key")
 	}
 }
+
+// A file that says its times in another zone is no news each time it is read.
+func TestReloadSameTimes(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys.json")
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now().Add(-time.Minute))
+	ring, err := second.Retired(first.Current(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(ring.Marshal()), `Z"`, `+05:45"`)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k, log := startKeyring(t, file)
+	before := log.count("was read again")
+	k.load(false)
+	if n := log.count("was read again"); n != before || before != 0 {
+		t.Errorf("told of other keys %d times", n)
+	}
+}
