@@ -26,8 +26,8 @@ const (
 	// down what it holds. It tries every saveAgain.
 	lostPatience = 3 * time.Second
 	saveAgain    = time.Second
-	// freshPatience bounds how long a request waits for new tokens. After that it is served
-	// with the old ones.
+	// freshPatience bounds how long requests wait for new tokens, from when their node began
+	// to ask for them. After that they are served with the old ones.
 	freshPatience = 20 * time.Second
 	// askAgain is how long a session whose renewal has begun, or was put off, is served
 	// without another look.
@@ -153,17 +153,17 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 		case needEnd:
 			return m.endLost(ctx, t)
 		}
-		if patience == nil {
-			timer := time.NewTimer(freshPatience)
-			defer timer.Stop()
-			patience = timer.C
-		}
 		// Before it is tried: what changes after that is told.
 		changed, release := m.renewal.watch(live.handle)
 		a := m.startRenewal(t, live, need)
 		if a == nil {
 			release()
 			return live, nil
+		}
+		if patience == nil {
+			timer := time.NewTimer(time.Until(a.began.Add(freshPatience)))
+			defer timer.Stop()
+			patience = timer.C
 		}
 		select {
 		case <-a.done:

@@ -131,6 +131,33 @@ func TestRefreshIsNotLostByHearsay(t *testing.T) {
 	})
 }
 
+// The new tokens can't be written down, by a store that still takes reads: requests wait for
+// them once, and not each of them anew.
+func TestRefreshPatienceIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(int) (bool, error) {
+			nodes[0].probe.forget(failing("replace"))
+			return false, nil
+		})
+		time.Sleep(accessLife)
+		began := time.Now()
+		for range 10 {
+			nodes[0].wantUser("alice", value)
+			time.Sleep(time.Second)
+		}
+		if waited := time.Since(began) - 10*time.Second; waited != freshPatience {
+			t.Errorf("ten requests in turn waited for %v", waited)
+		}
+		nodes[0].probe.forget(nil)
+		time.Sleep(2 * saveAgain)
+		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+			t.Errorf("the new tokens were not kept: %+v", live.Renewal)
+		}
+	})
+}
+
 // A haltingStore stops its node (SIGSTOP) when it has replaced something.
 type haltingStore struct {
 	store.Store

@@ -35,12 +35,13 @@ type renewals struct {
 	closed   bool
 }
 
-// An attempt's fields but done may be read once that is closed.
+// An attempt's fields but began and done may be read once that is closed.
 type attempt struct {
-	done chan struct{}
-	live *Live
-	held bool // another node is about it
-	err  error
+	began time.Time
+	done  chan struct{}
+	live  *Live
+	held  bool // another node is about it
+	err   error
 }
 
 type changeWaiter struct {
@@ -70,7 +71,7 @@ func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 	if r.closed || need != needFresh && paused && now < pause || !r.gate(need).enter(now) {
 		return nil
 	}
-	a := &attempt{done: make(chan struct{})}
+	a := &attempt{began: time.Now(), done: make(chan struct{})}
 	r.attempts[live.handle] = a
 	t.handle = live.handle // the ticket's is a part of the request's header
 	r.running.Go(func() {
