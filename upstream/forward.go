@@ -20,9 +20,10 @@ func (ex *exchange) forward() {
 	if out.ContentLength == 0 {
 		out.Body = nil // with none a request can be sent again where the connection was closed
 	} else {
-		out.Body = &requestBody{ReadCloser: out.Body, failed: &ex.upload}
+		body := &requestBody{body: out.Body, failed: &ex.upload}
+		out.Body = body
 		// The transport may read it even when it has returned, and no handler may do that.
-		defer out.Body.Close()
+		defer body.Close()
 	}
 	res, err := ex.up.options.Transport.RoundTrip(out)
 	if err != nil {

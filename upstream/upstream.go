@@ -350,17 +350,30 @@ func (ex *exchange) cutAnswer() {
 
 // A requestBody keeps the error of reading it, so that a client's fault is not taken
 // for the app's.
+//
+// Close ends the reading and does not close the body: net/http does that behind the answer.
+// It waits for what is still to come of the body, and a client may send that only when it has
+// the answer (RFC 9110 §10.1.1).
 type requestBody struct {
-	io.ReadCloser
+	body   io.Reader
 	failed *atomic.Value
+	closed atomic.Bool
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	if b.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := b.body.Read(p)
 	if err != nil && err != io.EOF {
 		b.failed.CompareAndSwap(nil, bodyError{err})
 	}
 	return n, err
+}
+
+func (b *requestBody) Close() error {
+	b.closed.Store(true)
+	return nil
 }
 
 // bodyError gives the errors in an atomic.Value one type.

@@ -481,3 +481,27 @@ func TestForwardExpectContinue(t *testing.T) {
 		})
 	}
 }
+
+// A client that has not sent its body yet is answered all the same when the app can't be
+// reached, whether or not it waits to be asked for the body.
+func TestForwardAnswersBeforeTheBody(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := "http://" + ln.Addr().String()
+	ln.Close()
+	r := newRig(t, app, nil, nil)
+	for _, expect := range []string{"", "Expect: 100-continue\r\n"} {
+		conn, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_, _ = io.WriteString(conn, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"+expect+"\r\n")
+		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 418 ") {
+			t.Errorf("%q: first line = %q, %v; want the rig's answer to an error", expect, line, err)
+		}
+	}
+}
