@@ -20,13 +20,18 @@ const (
 	// refetchEvery bounds what strangers' key ids cost the provider: beyond the first
 	// fetch there is one in this time, whatever comes in.
 	refetchEvery = 10 * time.Second
-	maxKeys      = 100
-	minRSABits   = 2048 // NIST SP 800-131A; go-jose reads none that is absurdly large
+	// retryEvery bounds it as long as no fetch has succeeded.
+	retryEvery = time.Second
+	maxKeys    = 100
+	minRSABits = 2048 // NIST SP 800-131A; go-jose reads none that is absurdly large
 )
 
 var (
 	errNoKey     = errors.New("no key of the provider fits the token")
 	errSignature = errors.New("the signature does not fit")
+	// errNoKeyYet: as errNoKey, and the provider was not asked, since it was a moment ago. It
+	// may have the key by now.
+	errNoKeyYet = fmt.Errorf("%w, and its keys were fetched a moment ago", errNoKey)
 )
 
 // A fetchError: the keys could not be fetched, so nothing is known of the token.
@@ -46,6 +51,8 @@ type keySet struct {
 	keys      []jose.JSONWebKey
 	loaded    bool      // keys were fetched at least once
 	refetched time.Time // when a fetch beyond the first was last begun
+	failed    time.Time // when the last fetch failed
+	failure   error     // of it
 	flight    *flight   // the fetch under way
 }
 
@@ -84,15 +91,18 @@ func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 		}
 	}
 	// The provider may have rotated its keys since (OpenID Connect Core 1.0 §10.1.1).
-	fetchErr := s.fetch(ctx)
+	fetched, fetchErr := s.fetch(ctx)
 	// Even without a fetch of ours: another caller's may have just brought new keys.
 	keys, loaded = s.known()
 	if !loaded {
 		return nil, fetchErr
 	}
 	payload, err := verify(jws, keys)
-	if err != nil && fetchErr != nil {
+	switch {
+	case err != nil && fetchErr != nil:
 		return nil, fetchErr
+	case err == errNoKey && !fetched:
+		return nil, errNoKeyYet
 	}
 	return payload, err
 }
@@ -103,18 +113,22 @@ func (s *keySet) known() (keys []jose.JSONWebKey, loaded bool) {
 	return s.keys, s.loaded
 }
 
-// fetch fetches the keys, or waits for the fetch that is under way. It does nothing
-// if the keys were fetched anew a moment ago.
-func (s *keySet) fetch(ctx context.Context) error {
+// fetch fetches the keys, or waits for the fetch that is under way. It does nothing, and
+// says so, if that was done a moment ago; the error is of the last fetch then, if there are
+// no keys yet.
+func (s *keySet) fetch(ctx context.Context) (fetched bool, err error) {
 	s.mu.Lock()
 	f := s.flight
 	if f == nil {
-		if s.loaded {
-			now := s.now()
-			if now.Sub(s.refetched) < refetchEvery {
-				s.mu.Unlock()
-				return nil
-			}
+		now := s.now()
+		switch {
+		case s.loaded && now.Sub(s.refetched) < refetchEvery:
+			s.mu.Unlock()
+			return false, nil
+		case !s.loaded && s.failure != nil && now.Sub(s.failed) < retryEvery:
+			defer s.mu.Unlock()
+			return false, s.failure
+		case s.loaded:
 			s.refetched = now
 		}
 		f = &flight{done: make(chan struct{})}
@@ -126,9 +140,9 @@ func (s *keySet) fetch(ctx context.Context) error {
 	s.mu.Unlock()
 	select {
 	case <-f.done:
-		return f.err
+		return true, f.err
 	case <-ctx.Done():
-		return &fetchError{ctx.Err()}
+		return true, &fetchError{ctx.Err()}
 	}
 }
 
@@ -142,6 +156,7 @@ func (s *keySet) fly(ctx context.Context, f *flight) {
 	defer s.mu.Unlock()
 	if err != nil {
 		f.err = &fetchError{err}
+		s.failed, s.failure = s.now(), f.err
 	} else {
 		s.keys, s.loaded = keys, true
 	}

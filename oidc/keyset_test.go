@@ -160,9 +160,16 @@ func TestKeysUnreachable(t *testing.T) {
 	down := func(context.Context) ([]byte, error) { return nil, errors.New("down") }
 	good := sign(goodHeader, i.honest("n"), rsaKey(0))
 
-	current.keys.get = down
-	_, err = verifyRaw(t, p, good)
-	wantCode(t, err, coatcheck.CodeProviderFailed)
+	fetches := 0
+	current.keys.get = func(ctx context.Context) ([]byte, error) { fetches++; return down(ctx) }
+	for range 100 { // a flood of tokens is no flood at the provider
+		_, err = verifyRaw(t, p, good)
+		wantCode(t, err, coatcheck.CodeProviderFailed)
+	}
+	if fetches != 1 {
+		t.Errorf("%d fetches at one instant", fetches)
+	}
+	clock.add(retryEvery)
 	current.keys.get = works
 	if _, err := verifyRaw(t, p, good); err != nil {
 		t.Errorf("it does not recover: %v", err)

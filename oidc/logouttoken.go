@@ -48,7 +48,7 @@ func (p *RelyingParty) LogoutToken(ctx context.Context, raw string) (*Logout, er
 	_, c, err := p.verify(ctx, current, raw, "logout+jwt", "application/logout+jwt", "JWT")
 	var unfetched *fetchError
 	switch {
-	case errors.As(err, &unfetched):
+	case errors.As(err, &unfetched), errors.Is(err, errNoKeyYet):
 		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, err)
 	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeBadLogoutToken, op, err)

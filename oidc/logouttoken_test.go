@@ -245,7 +245,7 @@ func TestLogoutTokenOfAnother(t *testing.T) {
 func TestLogoutTokenLater(t *testing.T) {
 	i := newHostile(t)
 	token := sign(logoutHeader, loggedOut(i.URL), rsaKey(0))
-	p, _ := newParty(t, i.URL, nil)
+	p, clock := newParty(t, i.URL, nil)
 	var away atomic.Bool
 	honest := p.client.Transport
 	silent := rewrite(honest, "/jwks", "no keys")
@@ -268,8 +268,10 @@ func TestLogoutTokenLater(t *testing.T) {
 	_, err = p.LogoutToken(ctx, token)
 	wantCode(t, err, coatcheck.CodeProviderFailed)
 	away.Store(false)
+	clock.add(retryEvery)
 	// A-J8: keys that were rotated since are fetched.
 	if _, err = p.LogoutToken(t.Context(), token); err != nil {
+		clock.add(retryEvery)
 		// It may have waited for the fetch of before.
 		if _, err = p.LogoutToken(t.Context(), token); err != nil {
 			t.Fatal(err)
@@ -277,6 +279,16 @@ func TestLogoutTokenLater(t *testing.T) {
 	}
 	i.publish("k2", rsaKey(1))
 	if _, err = p.LogoutToken(t.Context(), sign(object{"alg": "RS256", "kid": "k2"}, loggedOut(i.URL), rsaKey(1))); err != nil {
+		t.Error(err)
+	}
+	// A key that is newer than the last fetch is not fetched at once: strangers could make us
+	// ask and ask. The provider has to send the token again.
+	i.publish("k3", rsaKey(0))
+	latest := sign(object{"alg": "RS256", "kid": "k3"}, loggedOut(i.URL), rsaKey(0))
+	_, err = p.LogoutToken(t.Context(), latest)
+	wantCode(t, err, coatcheck.CodeProviderFailed)
+	clock.add(refetchEvery)
+	if _, err = p.LogoutToken(t.Context(), latest); err != nil {
 		t.Error(err)
 	}
 }

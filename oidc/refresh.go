@@ -63,7 +63,7 @@ func (p *RelyingParty) Check(ctx context.Context, s *coatcheck.Session) (*coatch
 	var answer *statusError
 	switch {
 	case errors.Is(err, errOtherPerson),
-		errors.As(err, &answer) && (answer.status == http.StatusUnauthorized || answer.status == http.StatusForbidden):
+		errors.As(err, &answer) && answer.status == http.StatusUnauthorized: // RFC 6750 §3.1: invalid_token
 		return nil, renewalError(coatcheck.OutcomeRefused, op, err)
 	case err != nil:
 		return nil, renewalError(coatcheck.OutcomeNone, op, err)

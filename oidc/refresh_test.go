@@ -474,7 +474,7 @@ func TestCheck(t *testing.T) {
 		{name: "nobody", userinfo: object{}, want: coatcheck.OutcomeRefused},
 		{name: "groups unreadable", userinfo: object{"sub": "alice-1", "groups": []any{1}}, want: coatcheck.OutcomeRefused},
 		{name: "token not accepted", status: 401, want: coatcheck.OutcomeRefused},
-		{name: "forbidden", status: 403, want: coatcheck.OutcomeRefused},
+		{name: "forbidden", status: 403, want: coatcheck.OutcomeNone}, // by a firewall, say, or for want of a scope
 		{name: "not found", status: 404, want: coatcheck.OutcomeNone},
 		{name: "too many", status: 429, want: coatcheck.OutcomeNone},
 		{name: "fails", status: 500, want: coatcheck.OutcomeNone},
