@@ -40,87 +40,6 @@ const (
 	misconfiguredRetry = maxRetry
 )
 
-// A need is what a session wants of its provider.
-type need uint8
-
-const (
-	needNothing need = iota
-	needCheck        // whether the provider still vouches for the person
-	needRefresh      // new tokens, soon
-	needFresh        // new tokens, before the next request is served
-	needEnd          // nothing any more: the new tokens were lost
-)
-
-// needOf says what a session wants at a time. It only looks at what stands in the record:
-// whether somebody is about it already is for the lease to say.
-//
-// An access token that has ended and can't be replaced ends nobody's session: that is what
-// the session's own timeouts are for.
-func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
-	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
-	ended := !expiry.IsZero() && !now.Before(expiry)
-	switch {
-	case lost(s) && ended && !now.Before(r.RetryAt):
-		return needEnd
-	case lost(s):
-	case s.Tokens.Refresh == "" || expiry.IsZero() || now.Before(r.RetryAt):
-	case ended:
-		return needFresh
-	case r.RetryAt.IsZero() && now.Before(expiry.Add(-maxAhead)): // nobody has planned it
-	default:
-		return needRefresh
-	}
-	if m.Recheck > 0 && !ended && s.Tokens.Access != "" && !now.Before(r.Checked.Add(m.Recheck)) {
-		return needCheck
-	}
-	return needNothing
-}
-
-// lost tells whether the session's refresh token may have been used up by somebody who was
-// not heard of again. It is forgotten then, and the attempt stays.
-func lost(s *coatcheck.Session) bool { return s.Tokens.Refresh == "" && s.Renewal.Attempt != "" }
-
-// renewalDue returns the first instant at which needOf may want something; zero for never.
-func (m *Manager) renewalDue(s *coatcheck.Session) time.Time {
-	if m.Provider == nil {
-		return time.Time{}
-	}
-	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
-	var due time.Time
-	switch {
-	case lost(s):
-		if due = expiry; due.Before(r.RetryAt) {
-			due = r.RetryAt
-		}
-	case s.Tokens.Refresh == "" || expiry.IsZero():
-	case r.RetryAt.IsZero():
-		due = expiry.Add(-maxAhead)
-	default:
-		due = r.RetryAt
-	}
-	if m.Recheck > 0 && s.Tokens.Access != "" {
-		if check := r.Checked.Add(m.Recheck); due.IsZero() || check.Before(due) {
-			due = check
-		}
-	}
-	return due
-}
-
-// planRenewal says when new tokens are due: ahead of the access token's end, and not at the
-// same moment for all who have signed in together. s has just got its tokens.
-func (m *Manager) planRenewal(s *coatcheck.Session) {
-	now := m.Now()
-	s.Renewal = coatcheck.Renewal{Checked: now}
-	if s.Tokens.Refresh == "" || s.Tokens.AccessExpiry.IsZero() {
-		return
-	}
-	ahead := min(max(s.Tokens.AccessExpiry.Sub(now), 0)/5, maxAhead)
-	if ahead > 0 {
-		ahead += mathrand.N(ahead/2 + 1)
-	}
-	s.Renewal.RetryAt = s.Tokens.AccessExpiry.Add(-ahead)
-}
-
 // renewed returns a session that was loaded by a cookie as it is once everything is done
 // that has to be done before a request is served. Where the provider is to be asked anew and
 // the access token still lives, that begins and nobody waits for it. Where it has ended, the
@@ -133,7 +52,7 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 	if live.due.IsZero() || live.Unverified > 0 || m.Now().Before(live.due) {
 		return live, nil
 	}
-	var patience <-chan time.Time
+	var patience time.Time
 	for {
 		need := m.needOf(live.Session, m.Now())
 		if need != needFresh && need != needEnd && instantOf(time.Now()) < live.asked.Load() {
@@ -153,43 +72,15 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 		case needEnd:
 			return m.endLost(ctx, t)
 		}
-		// Before it is tried: what changes after that is told.
-		changed, release := m.renewal.watch(live.handle)
-		a := m.startRenewal(t, live, need)
-		if a == nil {
-			release()
+		a, err := m.awaitRenewal(ctx, t, live, &patience)
+		switch {
+		case err != nil:
+			return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", err)
+		case a == nil:
 			return live, nil
-		}
-		if patience == nil {
-			timer := time.NewTimer(time.Until(a.began.Add(freshPatience)))
-			defer timer.Stop()
-			patience = timer.C
-		}
-		select {
-		case <-a.done:
-		case <-patience:
-			release()
-			return live, nil
-		case <-ctx.Done():
-			release()
-			return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", ctx.Err())
-		}
-		if !a.held {
-			release()
+		case !a.held:
 			return a.live, a.err
 		}
-		// Another node is about it. It tells of the end by what it writes, or dies.
-		select {
-		case <-changed:
-		case <-time.After(m.heldPatience()):
-		case <-patience:
-			release()
-			return live, nil
-		case <-ctx.Done():
-			release()
-			return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", ctx.Err())
-		}
-		release()
 		again, _, err := m.open(ctx, cookie)
 		if err != nil {
 			return nil, err
@@ -198,6 +89,40 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 			return live, nil
 		}
 	}
+}
+
+// awaitRenewal waits for the attempt to renew a session, and where another node is about it,
+// until that has written something or may be dead. It returns nil where there is nothing to
+// wait for, or not any more: patience is until when, and is set by the first attempt. The
+// error is that of ctx.
+func (m *Manager) awaitRenewal(ctx context.Context, t ticket, live *Live, patience *time.Time) (*attempt, error) {
+	// Before it is tried: what changes after that is told.
+	changed, release := m.renewal.watch(live.handle)
+	defer release()
+	a := m.startRenewal(t, live, needFresh)
+	if a == nil {
+		return nil, nil
+	}
+	if patience.IsZero() {
+		*patience = a.began.Add(freshPatience)
+	}
+	waiting, cancel := context.WithDeadline(ctx, *patience)
+	defer cancel()
+	select {
+	case <-a.done:
+	case <-waiting.Done():
+		return nil, ctx.Err()
+	}
+	if !a.held {
+		return a, nil
+	}
+	select {
+	case <-changed:
+	case <-time.After(m.heldPatience()):
+	case <-waiting.Done():
+		return nil, ctx.Err()
+	}
+	return a, nil
 }
 
 // endLost ends a session whose tokens were lost, and returns ErrInvalid or CodeUnknown. It
@@ -490,60 +415,4 @@ func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, err
 		return nil, err
 	}
 	return nil, ErrInvalid
-}
-
-// read returns the session that the store has for a ticket.
-func (m *Manager) read(ctx context.Context, t ticket) (*Live, error) {
-	rec, err := m.Store.Get(ctx, t.handle)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, ErrInvalid
-	}
-	if err != nil {
-		return nil, err
-	}
-	return m.unseal(t, rec.Value)
-}
-
-// rewrite changes a session's record by compare-and-set, again and again until nobody was
-// faster. The function change is given the session as it is then, and tells whether there
-// is anything to be written. It returns the session as it is afterwards, ErrInvalid where it
-// has ended, and every other error where the outcome is not known.
-//
-// The record lives as long as it did. If a use moves its idle end at the same moment that
-// may be lost, as a use within m.slack of the one before always is.
-func (m *Manager) rewrite(ctx context.Context, t ticket, change func(*coatcheck.Session) bool) (*Live, error) {
-	for {
-		rec, err := m.Store.Get(ctx, t.handle)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil, ErrInvalid
-		}
-		if err != nil {
-			return nil, err
-		}
-		live, err := m.unseal(t, rec.Value)
-		if err != nil {
-			return nil, err
-		}
-		next := *live.Session
-		if !change(&next) {
-			return live, nil
-		}
-		sealed, err := m.seal(t, &next)
-		if err != nil {
-			return nil, err
-		}
-		live = m.live(t, &next)
-		err = m.Store.Replace(ctx, t.handle, rec.Revision, sealed, rec.TTL)
-		switch {
-		case err == nil:
-			m.forget(live.handle)
-			return live, nil
-		case errors.Is(err, store.ErrNotFound):
-			m.forget(live.handle)
-			return nil, ErrInvalid
-		case !errors.Is(err, store.ErrConflict):
-			m.forget(live.handle)
-			return nil, err
-		}
-	}
 }
