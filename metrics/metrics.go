@@ -4,9 +4,11 @@
 package metrics
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +24,7 @@ type Metrics struct {
 	registry *prometheus.Registry
 	codes    [600]string // status codes as labels; the last one stands for all beyond
 
+	answers    atomic.Pointer[map[answered]answerCounts]
 	requests   *prometheus.CounterVec
 	duration   *prometheus.HistogramVec
 	loads      map[SessionLoad]prometheus.Counter
@@ -91,6 +94,7 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 3, 10),
 		}, []string{"op", "result"}),
 	}
+	m.answers.Store(&map[answered]answerCounts{})
 	for i := range m.codes {
 		m.codes[i] = strconv.Itoa(i)
 	}
@@ -144,9 +148,41 @@ func (m *Metrics) Handler() http.Handler {
 
 // Request counts one answered request.
 func (m *Metrics) Request(route string, status int, took time.Duration) {
-	m.requests.WithLabelValues(route, m.codes[min(max(status, 0), len(m.codes)-1)]).Inc()
-	if status != http.StatusSwitchingProtocols {
-		m.duration.WithLabelValues(route).Observe(took.Seconds())
+	answer := answered{route, min(max(status, 0), len(m.codes)-1)}
+	counts, ok := (*m.answers.Load())[answer]
+	if !ok {
+		counts = m.answer(answer)
+	}
+	counts.requests.Inc()
+	if counts.duration != nil {
+		counts.duration.Observe(took.Seconds())
+	}
+}
+
+// answered is a kind of answer. There are as many as routes and status codes.
+type answered struct {
+	route  string
+	status int
+}
+
+// answerCounts count the answers of a kind. They are looked up by their labels once.
+type answerCounts struct {
+	requests prometheus.Counter
+	duration prometheus.Observer // nil for WebSockets
+}
+
+func (m *Metrics) answer(a answered) answerCounts {
+	counts := answerCounts{requests: m.requests.WithLabelValues(a.route, m.codes[a.status])}
+	if a.status != http.StatusSwitchingProtocols {
+		counts.duration = m.duration.WithLabelValues(a.route)
+	}
+	for {
+		known := m.answers.Load()
+		next := maps.Clone(*known)
+		next[a] = counts
+		if m.answers.CompareAndSwap(known, &next) {
+			return counts
+		}
 	}
 }
 

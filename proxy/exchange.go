@@ -2,9 +2,10 @@ package proxy
 
 import (
 	"bufio"
-	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -218,8 +219,10 @@ func (c peer) requestID(r *http.Request) string {
 	if id := r.Header.Get("X-Request-Id"); c.trusted && goodRequestID(id) {
 		return id
 	}
+	// It names a request, and is no secret.
 	var b [12]byte
-	rand.Read(b[:]) // never fails (crypto/rand)
+	binary.BigEndian.PutUint64(b[:], rand.Uint64())
+	binary.BigEndian.PutUint32(b[8:], rand.Uint32())
 	return hex.EncodeToString(b[:])
 }
 

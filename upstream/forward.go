@@ -106,8 +106,9 @@ func addAll(h, from http.Header) {
 
 // pass copies a body; at once, what has come of it, if flush.
 func pass(w http.ResponseWriter, body io.Reader, flush bool) error {
-	controller := http.NewResponseController(w)
+	var controller *http.ResponseController
 	if flush {
+		controller = http.NewResponseController(w)
 		if err := controller.Flush(); err != nil { // the header must not wait for the body
 			return err
 		}
