@@ -38,6 +38,7 @@ func startStalling(t *testing.T, more string) (*cluster, []stall) {
 // A-Z2: the store takes every question and answers none. Answers come in time all the
 // same, the breakers open, nothing piles up, and when the store is back all is as before.
 func TestStalledStore(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c, stalls := startStalling(t, "")
 	guests := signInGuests(t, c.url, people)
 	for _, stall := range stalls {
@@ -82,6 +83,7 @@ func TestStalledStore(t *testing.T) {
 // session.outage_grace: whom a node has in its near cache is served through it all, and the
 // answers say that nobody could check. Nodes stay ready for as long.
 func TestOutageGrace(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c, stalls := startStalling(t, "session: {outage_grace: 30s}\n")
 	guests := signInGuests(t, c.url, people)
 	s := newSender(t)

@@ -10,6 +10,7 @@ import (
 // A node that starts without its store lives, says at /ready that it is not ready, answers
 // 503, and serves as soon as the store is there. (TestStoreDown does it with one Redis.)
 func TestStartWithoutStore(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	for _, kind := range []struct {
 		name  string
 		start func(t *testing.T) (store string, stop, restart func())

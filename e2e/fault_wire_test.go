@@ -42,6 +42,7 @@ func everyRequestReads(name string, o *nodeOptions) {
 // A-Z5: every answer of the store takes half a second, and its connections break off again
 // and again, in the midst of what they carry. Whoever gets an answer gets their own (G8).
 func TestSlowAndBrokenWire(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	redis := testenv.StartRedis(t, testenv.RedisOptions{})
 	slow := testenv.StartProxy(t, redis.Addr())
 	breaking := testenv.StartProxy(t, slow.Addr())

@@ -110,6 +110,7 @@ func awaitUnknown(t *testing.T, s *sender, n *node, g guest) {
 // While the store can't answer nobody is signed in, and nobody is signed out either.
 // A-F2: forward-auth says no.
 func TestStoreDown(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	redis := testenv.StartRedis(t, testenv.RedisOptions{Persist: true})
 	port := testenv.FreePort(t)
 	n := startNode(t, nodeOptions{
