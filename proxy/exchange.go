@@ -223,7 +223,9 @@ func (c peer) requestID(r *http.Request) string {
 	var b [12]byte
 	binary.BigEndian.PutUint64(b[:], rand.Uint64())
 	binary.BigEndian.PutUint32(b[8:], rand.Uint32())
-	return hex.EncodeToString(b[:])
+	var text [2 * len(b)]byte
+	hex.Encode(text[:], b[:])
+	return string(text[:])
 }
 
 func goodRequestID(id string) bool {

@@ -44,7 +44,11 @@ type cache struct {
 	hits, misses, stale atomic.Uint64
 }
 
-const cacheShards = 64
+const (
+	cacheShards = 64
+	// reorder is how old the order of the list may be by which sessions are forgotten.
+	reorder = instant(100 * time.Millisecond)
+)
 
 type cacheShard struct {
 	mu      sync.Mutex
@@ -56,7 +60,7 @@ type cacheShard struct {
 }
 
 // A cached is an opened session. Only the atomic fields change once it is in the cache, and
-// next and prev under the shard's lock.
+// moved, next and prev under the shard's lock.
 type cached struct {
 	live     *Live
 	mac      [sha256.Size]byte // of the ticket
@@ -67,7 +71,8 @@ type cached struct {
 	bytes    int
 	ends     atomic.Int64 // an instant: the idle end, as far as this node knows
 	touching atomic.Bool  // a request is moving the idle end
-	untouch  atomic.Int64 // an instant: before it no other attempt is made
+	untouch  atomic.Int64 // an instant: before it the idle end need not be moved, or should not be tried again
+	moved    instant      // when it came to the front of the list, under the shard's lock
 
 	next, prev *cached
 }
@@ -126,8 +131,11 @@ func (c *cache) find(t ticket, now instant) (found *cached, fresh bool) {
 		c.misses.Add(1)
 		return nil, false
 	}
-	found.unlink()
-	h.used.push(found)
+	if now-found.moved > reorder { // its neighbours are in nobody's processor's cache
+		found.unlink()
+		h.used.push(found)
+		found.moved = now
+	}
 	// current first: what is heard in a later epoch says nothing of this one.
 	current := c.current.Load()
 	if found.epoch != c.epoch.Load() || now-current > int64(c.lease) || now >= found.ends.Load() {
@@ -159,7 +167,7 @@ func (c *cache) put(t ticket, f *flight, live *Live) *cached {
 	sealedBy, _ := seal.KeyID(f.rec.Value)
 	e := &cached{
 		live: live, mac: c.mac(t), sealed: sha256.Sum256(f.rec.Value), sealedBy: sealedBy,
-		read: now, epoch: f.epoch, bytes: sizeOf(live),
+		read: now, moved: now, epoch: f.epoch, bytes: sizeOf(live),
 	}
 	e.ends.Store(now + int64(f.rec.TTL))
 	e.untouch.Store(never)

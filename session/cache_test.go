@@ -379,13 +379,16 @@ func TestCacheKeepsWhatIsUsed(t *testing.T) {
 	}
 	_, one := sized(1)
 	c := newCache(3*sizeOf(one)*cacheShards+cacheShards, lease)
+	now := instant(0)
 	put := func(i int) {
 		tk, live := sized(i)
-		c.put(tk, &flight{changes: c.shard(tk.handle).changes, rec: store.Record{TTL: time.Hour}}, live)
+		now += 2 * reorder
+		c.put(tk, &flight{began: now, changes: c.shard(tk.handle).changes, rec: store.Record{TTL: time.Hour}}, live)
 	}
 	has := func(i int) bool {
 		tk, _ := sized(i)
-		found, _ := c.find(tk, 0)
+		now += 2 * reorder
+		found, _ := c.find(tk, now)
 		return found != nil
 	}
 	put(1)

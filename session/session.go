@@ -317,12 +317,22 @@ func (m *Manager) seal(t ticket, s *coatcheck.Session) ([]byte, error) {
 // cookie.
 func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 	now := time.Now()
-	want, slack := m.ttl(c.live.Session), m.slack
+	if instantOf(now) < c.untouch.Load() {
+		return nil
+	}
+	until := c.live.Deadline.Sub(m.Now())
+	want, slack := min(m.Idle, until), m.slack
 	if want < m.Idle {
 		slack = min(slack, storeResolution)
 	}
 	left := time.Duration(c.ends.Load() - instantOf(now))
-	if left >= want-slack || instantOf(now) < c.untouch.Load() || !c.touching.CompareAndSwap(false, true) {
+	if wait := left - (want - slack); wait >= 0 {
+		// As long as the absolute end is not nearer than the idle end may be, it is known
+		// when to look again.
+		c.untouch.Store(instantOf(now.Add(min(wait, max(until-m.Idle, 0)))))
+		return nil
+	}
+	if !c.touching.CompareAndSwap(false, true) {
 		return nil
 	}
 	defer c.touching.Store(false)
