@@ -43,6 +43,10 @@ func (p *Proxy) backChannelLogout(x *exchange) error {
 	case coatcheck.CodeBadLogoutToken:
 	case coatcheck.CodeMalformed:
 		text = "The request must be a form with one logout_token."
+	case coatcheck.CodeProviderFailed: // which anybody may cause, with a key that nobody knows
+		status, refusal = http.StatusServiceUnavailable, "temporarily_unavailable"
+		text = "The token can't be verified now. Send the logout again."
+		x.w.Header().Set("Retry-After", retryAfter())
 	default:
 		status, level, refusal = http.StatusServiceUnavailable, slog.LevelError, "temporarily_unavailable"
 		text = "It is not known whether all sessions have ended. Send the logout again."
