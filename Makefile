@@ -4,7 +4,7 @@ GO ?= go
 # the go command now and then reports "context deadline exceeded" as a failure.
 FUZZTIME ?= 60000x
 
-.PHONY: build run test fuzz bench soak scale lint deps clean
+.PHONY: build run test fuzz bench soak scale storm lint deps clean
 
 build: ## bin/coatcheck
 	$(GO) build -trimpath -o bin/coatcheck ./cmd/coatcheck
@@ -28,6 +28,9 @@ soak: ## bench/SOAK.md: what is left of 100,000 sessions; an hour, much of it wa
 
 scale: ## bench/SCALE.md: what a session costs among 1,000,000; takes 8 GB of memory and as much disk
 	$(GO) test ./bench/scale -count=1 -timeout 3h -v -args -sizes 1000,100000,1000000 -rounds 7 -calls 200 -out .. $(SCALEFLAGS)
+
+storm: ## 10,000 refreshes with a provider that fails; three minutes
+	$(GO) test ./e2e -run '^TestRefreshStorm$$' -count=1 -timeout 20m -v -args -storm-refreshes 10000 -storm-people 250 $(STORMFLAGS)
 
 lint:
 	$(GO) vet ./...
