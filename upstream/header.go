@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -59,18 +60,28 @@ func (h IdentityHeaders) Fields(id *coatcheck.Identity) iter.Seq2[string, string
 
 // clean returns s, or "" if it can't stand in a field as it is.
 func clean(s string) string {
+	if plain(s) {
+		return s
+	}
 	if strings.TrimSpace(s) != s || !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
 		return ""
 	}
 	return s
 }
 
+// plain tells whether s is printable ASCII without white space at an end, as nearly all is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] >= 0x7f {
+			return false
+		}
+	}
+	return s == "" || s[0] != ' ' && s[len(s)-1] != ' '
+}
+
 func joinGroups(groups []string) string {
-	switch {
-	case len(groups) == 0:
-		return ""
-	case len(groups) == 1 && !strings.ContainsAny(groups[0], ",%") && clean(groups[0]) != "":
-		return groups[0]
+	if !slices.ContainsFunc(groups, func(g string) bool { return g == "" || strings.ContainsAny(g, ",%") || !plain(g) }) {
+		return strings.Join(groups, ",")
 	}
 	var b strings.Builder
 	for _, g := range groups {
@@ -85,12 +96,12 @@ func joinGroups(groups []string) string {
 		last := len(strings.TrimRightFunc(g, unicode.IsSpace))
 		for i, r := range g {
 			size := utf8.RuneLen(r)
-			plain := r != ',' && r != '%' && !unicode.IsControl(r) && i >= first && i < last
+			asIs := r != ',' && r != '%' && !unicode.IsControl(r) && i >= first && i < last
 			if r == utf8.RuneError { // perhaps an invalid byte
 				_, size = utf8.DecodeRuneInString(g[i:])
-				plain = plain && size > 1
+				asIs = asIs && size > 1
 			}
-			if plain {
+			if asIs {
 				b.WriteString(g[i : i+size])
 				continue
 			}
