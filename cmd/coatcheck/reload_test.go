@@ -47,8 +47,8 @@ func await(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// startKeyring runs the keyring of a single node whose ring is in that file.
-func startKeyring(t *testing.T, file string) (*keyring, *journal) {
+// newFileKeyring returns the keyring of a single node whose ring is in that file.
+func newFileKeyring(t *testing.T, file string) (*keyring, *journal) {
 	t.Helper()
 	ring, err := seal.ReadRing(file)
 	if err != nil {
@@ -59,6 +59,13 @@ func startKeyring(t *testing.T, file string) (*keyring, *journal) {
 	logger := slog.New(slog.NewTextHandler(log, nil))
 	k := newKeyring(cfg, ring, memory.New(), time.Now, func() { logger.Info("told of other keys") }, logger)
 	k.start(t.Context())
+	return k, log
+}
+
+// startKeyring runs the keyring of newFileKeyring.
+func startKeyring(t *testing.T, file string) (*keyring, *journal) {
+	t.Helper()
+	k, log := newFileKeyring(t, file)
 	k.failed.Store(true) // until it has looked at the file, which it does when it watches
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -382,10 +389,11 @@ func TestReloadSameTimes(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	k, log := startKeyring(t, file)
-	before := log.count("was read again")
-	k.load(false)
-	if n := log.count("was read again"); n != before || before != 0 {
+	k, log := newFileKeyring(t, file)
+	for range 3 {
+		k.load(false)
+	}
+	if n := log.count("was read again"); n != 0 {
 		t.Errorf("told of other keys %d times", n)
 	}
 }
