@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	stormRefreshes = flag.Int("storm-refreshes", 1500, "`number` of refreshes in TestRefreshStorm")
+	stormRefreshes = flag.Int("storm-refreshes", 800, "`number` of refreshes in TestRefreshStorm")
 	stormPeople    = flag.Int("storm-people", 100, "`number` of people in TestRefreshStorm, at most 1000")
 	stormSeed      = flag.Uint64("storm-seed", 0, "`number` that decides what fails in TestRefreshStorm (0: a new one)")
 )

@@ -88,7 +88,7 @@ func buildLater(t *testing.T) string {
 // loses the session, and no answer is a failure, whichever version began what the other goes
 // on with.
 func TestRollingUpdate(t *testing.T) {
-	const life = 20 * time.Second // of access tokens
+	const life = 12 * time.Second // of access tokens
 	program(t)                    // it depends on the tree
 	later := buildLater(t)
 	port := testenv.FreePort(t)
