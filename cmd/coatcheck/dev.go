@@ -164,11 +164,11 @@ Users (password = name): alice (in admins), bob, carol
 Try:
   open %s in a browser and sign in as alice
   curl -i %s/whoami -H 'Accept: application/json'     a script gets 401, not a redirect
-  look at %s/oauth2/userinfo and %s/oauth2/sign_out
+  look at %s/oauth2/userinfo, %s/oauth2/sessions and %s/oauth2/sign_out
 
 The configuration of this node is %s.
 Stop with Ctrl-C.
-`, public, issuer, public, public, public, public, filepath.Join(dir, "coatcheck.yaml"))
+`, public, issuer, public, public, public, public, public, filepath.Join(dir, "coatcheck.yaml"))
 }
 
 // serveUntil serves h on l until the context ends, and open streams with it.
