@@ -171,6 +171,29 @@ func (a *ahead) begin(ctx context.Context) error {
 	return a.control(ctx, http.MethodPost, "hold", nil)
 }
 
+// settle returns once the node has asked for as many new tokens as it asks for at a time. What
+// that costs it, it would pay for a refresh at any other moment too.
+func (a *ahead) settle(ctx context.Context) error {
+	last, since := 0, time.Now()
+	for {
+		seen, err := a.state(ctx)
+		if err != nil {
+			return err
+		}
+		switch {
+		case seen.Waiting != last:
+			last, since = seen.Waiting, time.Now()
+		case last > 0 && time.Since(since) > time.Second/2:
+			return nil
+		case time.Since(since) > 10*time.Second:
+			return errors.New("nothing asks for new tokens")
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
 // end lets the provider answer, and waits until all sessions have new tokens. It returns an
 // error if they were not where begin has brought them.
 func (a *ahead) end(ctx context.Context) error {

@@ -220,6 +220,11 @@ func (l *lab) measureTarget(ctx context.Context, t *target) error {
 		return err
 	}
 	t.load.random = random
+	if t.ahead != nil {
+		if err := t.ahead.settle(ctx); err != nil {
+			return err
+		}
+	}
 	idle, err := l.idleCommands(ctx)
 	if err != nil {
 		return err

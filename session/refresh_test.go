@@ -452,89 +452,7 @@ func TestRefreshHolderStopsAfter(t *testing.T) {
 	}
 }
 
-// A client that hangs up changes nothing, and one that waits does not wait for ever.
-func TestRefreshBelongsToNobody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
-		value := nodes[0].enter("alice", p)
-		stuck := make(chan struct{})
-		p.setAnswer(func(int) (bool, error) { <-stuck; return false, nil })
-		time.Sleep(accessLife)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		live, err := nodes[0].Load(ctx, carrying(value))
-		wantCode(t, live, err, coatcheck.CodeUnknown, value)
-		began := time.Now()
-		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 1" || time.Since(began) != freshPatience-time.Second {
-			t.Errorf("served with %q after %v", live.Tokens.Access.Reveal(), time.Since(began))
-		}
-		close(stuck)
-		synctest.Wait()
-		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
-			t.Errorf("what the client had begun was not kept: %+v", live.Renewal)
-		}
-	})
-}
-
-// A node that stops writes down what it has begun to ask.
-func TestRefreshIsFinished(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
-		leaving := nodes[0].beside(func(*Options) {})
-		ctx, stop := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { leaving.Run(ctx) })
-		value := nodes[0].enter("alice", p)
-		p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
-		time.Sleep(accessLife - maxAhead)
-		leaving.wantUser("alice", value)
-		synctest.Wait()
-		stop()
-		running.Wait()
-		if live := nodes[0].wantUser("alice", value); live.Tokens.Access != "access 2" {
-			t.Errorf("Run returned before the new tokens were kept: %+v", live.Renewal)
-		}
-		if a := leaving.startRenewal(ticket{}, &Live{handle: "x"}, needFresh); a != nil {
-			t.Error("a node that leaves begins another one")
-		}
-	})
-}
-
 // A provider that is down for everybody is asked ever more seldom, whatever number of
-// sessions there is.
-func TestGate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
-		var values []string
-		for i := range 50 {
-			values = append(values, nodes[0].enter(fmt.Sprint("user", i), p))
-		}
-		p.setAnswer(always(true, outcome(coatcheck.OutcomeNone)))
-		time.Sleep(accessLife)
-		for range 300 {
-			for i, value := range values {
-				nodes[0].wantUser(fmt.Sprint("user", i), value)
-			}
-			time.Sleep(time.Second)
-		}
-		if n := len(p.sent); n > 100 {
-			t.Errorf("asked %d times in five minutes", n)
-		}
-		p.setAnswer(nil)
-		for range 120 {
-			for i, value := range values {
-				nodes[0].wantUser(fmt.Sprint("user", i), value)
-			}
-			time.Sleep(time.Second)
-		}
-		for i, value := range values {
-			if live := nodes[0].wantUser(fmt.Sprint("user", i), value); live.Renewal.Failures != 0 {
-				t.Fatalf("not refreshed afterwards: %+v", live.Renewal)
-			}
-		}
-	})
-}
-
 // A session without a refresh token, or whose provider does not say how long its tokens
 // live, is let be.
 func TestNothingToRefresh(t *testing.T) {
@@ -558,3 +476,5 @@ func TestNothingToRefresh(t *testing.T) {
 		}
 	})
 }
+
+// However many sessions want new tokens at once, few are asked for at a time, the others

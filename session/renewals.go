@@ -23,25 +23,29 @@ const (
 // renewals are the sessions that this node has renewed, one attempt each whatever number of
 // requests wait for it. An attempt belongs to no request: clients come and go.
 type renewals struct {
-	slots chan struct{}
 	// refreshes and checks go to different endpoints, of which one may be down alone.
 	refreshes, checks gate
 
 	mu       sync.Mutex
 	attempts map[string]*attempt      // by handle
+	busy     int                      // attempts being made
+	queue    []*attempt               // for when fewer than maxRenewals are being made; they cost nothing but memory
 	pauses   map[string]instant       // before which nobody who does not wait tries
 	watching map[string]*changeWaiter // who waits for a change of a record
 	running  sync.WaitGroup
 	closed   bool
 }
 
-// An attempt's fields but began and done may be read once that is closed.
+// An attempt's result may be read once done is closed.
 type attempt struct {
-	began time.Time
-	done  chan struct{}
-	live  *Live
-	held  bool // another node is about it
-	err   error
+	ticket ticket
+	before *Live
+	began  time.Time
+	done   chan struct{}
+
+	live *Live
+	held bool // another node is about it
+	err  error
 }
 
 type changeWaiter struct {
@@ -50,7 +54,6 @@ type changeWaiter struct {
 }
 
 func (r *renewals) init() {
-	r.slots = make(chan struct{}, maxRenewals)
 	r.attempts = make(map[string]*attempt)
 	r.pauses = make(map[string]instant)
 	r.watching = make(map[string]*changeWaiter)
@@ -71,30 +74,53 @@ func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 	if r.closed || need != needFresh && paused && now < pause || !r.gate(need).enter(now) {
 		return nil
 	}
-	a := &attempt{began: time.Now(), done: make(chan struct{})}
-	r.attempts[live.handle] = a
 	t.handle = live.handle // the ticket's is a part of the request's header
+	a := &attempt{ticket: t, before: live, began: time.Now(), done: make(chan struct{})}
+	r.attempts[live.handle] = a
+	if r.busy == maxRenewals {
+		r.queue = append(r.queue, a)
+		return a
+	}
+	r.busy++
 	r.running.Go(func() {
-		defer func() {
-			if p := recover(); p != nil {
-				a.live, a.err = live, nil
-				m.Logger.Error("panic while a session was renewed", "session", live.Ref)
-			}
-			r.mu.Lock()
-			delete(r.attempts, live.handle)
-			if a.err == nil && m.needOf(a.live.Session, m.Now()) != needNothing {
-				r.pauses[live.handle] = instantOf(time.Now().Add(renewalPause))
-			}
-			r.mu.Unlock()
-			close(a.done)
-		}()
-		r.slots <- struct{}{}
-		defer func() { <-r.slots }()
-		ctx, cancel := context.WithTimeout(context.Background(), refreshLimit)
-		defer cancel()
-		a.live, a.held, a.err = m.attempt(ctx, t, live)
+		for a != nil {
+			m.makeAttempt(a)
+			a = m.finishAttempt(a)
+		}
 	})
 	return a
+}
+
+func (m *Manager) makeAttempt(a *attempt) {
+	ctx, cancel := context.WithTimeout(context.Background(), refreshLimit)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			a.live, a.held, a.err = a.before, false, nil
+			m.Logger.Error("panic while a session was renewed", "session", a.before.Ref)
+		}
+	}()
+	a.live, a.held, a.err = m.attempt(ctx, a.ticket, a.before)
+}
+
+// finishAttempt tells those who wait for the attempt, and returns the one to be made next, or
+// nil.
+func (m *Manager) finishAttempt(a *attempt) (next *attempt) {
+	r := &m.renewal
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.attempts, a.before.handle)
+	if a.err == nil && m.needOf(a.live.Session, m.Now()) != needNothing {
+		r.pauses[a.before.handle] = instantOf(time.Now().Add(renewalPause))
+	}
+	close(a.done)
+	if len(r.queue) == 0 {
+		r.busy--
+		return nil
+	}
+	next, r.queue[0] = r.queue[0], nil
+	r.queue = r.queue[1:]
+	return next
 }
 
 // gate returns what keeps a session from asking its provider for what it needs.
@@ -172,6 +198,12 @@ func (r *renewals) trim(now instant) {
 func (r *renewals) close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
+	for _, a := range r.queue {
+		a.live = a.before
+		delete(r.attempts, a.before.handle)
+		close(a.done)
+	}
+	r.queue = nil
 	r.mu.Unlock()
 	done := make(chan struct{})
 	go func() { r.running.Wait(); close(done) }()
