@@ -259,7 +259,14 @@ func (l *lab) measureTarget(ctx context.Context, t *target) error {
 		t.result.StoreCommands = append(t.result.StoreCommands, max(more, 0)/float64(l.Requests))
 	}
 	if t.ahead != nil {
-		return t.ahead.end(ctx)
+		if err := t.ahead.end(ctx); err != nil {
+			return err
+		}
+		refreshed, _, err := t.cpu()
+		if err != nil {
+			return err
+		}
+		t.result.RefreshCPU = append(t.result.RefreshCPU, float64((refreshed-after).Nanoseconds())/1e3/float64(len(t.load.requests)))
 	}
 	return nil
 }

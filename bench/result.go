@@ -39,10 +39,12 @@ type series struct {
 	// StoreCommands are the commands that redis-server processed, for each request.
 	StoreCommands []float64 `json:"store_commands_per_request,omitempty"`
 	Rate          []float64 `json:"requests_per_second"`
-	// Ratio and StoreRatio are CPU and StoreCPU divided by the CPU of Against in the
-	// same run.
-	Ratio      *spread `json:"ratio,omitempty"`
-	StoreRatio *spread `json:"store_ratio,omitempty"`
+	RefreshCPU    []float64 `json:"cpu_us_per_refresh,omitempty"`
+	// Ratio, StoreRatio and RefreshRatio are CPU, StoreCPU and RefreshCPU divided by the CPU
+	// of Against in the same run.
+	Ratio        *spread `json:"ratio,omitempty"`
+	StoreRatio   *spread `json:"store_ratio,omitempty"`
+	RefreshRatio *spread `json:"refresh_ratio,omitempty"`
 }
 
 type startUp struct {
@@ -109,6 +111,9 @@ func (r *result) add(t *target) {
 		if s.StoreCPU != nil {
 			s.StoreRatio = ratios(s.StoreCPU, t.against.result.CPU)
 		}
+		if s.RefreshCPU != nil {
+			s.RefreshRatio = ratios(s.RefreshCPU, t.against.result.CPU)
+		}
 	}
 	r.Series = append(r.Series, s)
 }
@@ -158,8 +163,8 @@ not in the ratio; it stands beside it, and so do the commands it processed for e
 request, beyond those of a node that nobody uses. A session in use costs two scripts
 every half minute, to move its end; all sessions were used shortly before a run, so
 those are not in it. "Tokens under way": the access tokens of all sessions are about to
-end, and the provider has not answered the node, which asks for new ones, before the run
-is over.
+end, and the node has asked the provider for as many new ones as it asks for at a time,
+and has no answer before the run is over.
 
 `, r.Date.Format(time.DateOnly), commit, r.Go, r.Platform, r.CPUs, r.Settings.Runs, r.Settings.Requests, r.Settings.Connections)
 	var groups [][]series
@@ -174,6 +179,13 @@ is over.
 			b.WriteString("\n## Forward-auth\n\nCompared with an `http.Handler` that answers 202 and does nothing else.\n\n")
 		}
 		ratioTable(&b, g)
+		for _, s := range g {
+			if s.RefreshRatio != nil {
+				fmt.Fprintf(&b, "\nThe refresh itself is no request's: it takes the node as much processor time as %.0f\n"+
+					"requests take the bare proxy (%.0f–%.0f), once in the life of an access token.\n",
+					s.RefreshRatio.Median, s.RefreshRatio.Min, s.RefreshRatio.Max)
+			}
+		}
 	}
 
 	b.WriteString("\n## Start-up\n\nFrom exec to the first 200 of /ready, in milliseconds.\n\n")
