@@ -63,6 +63,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	short := flags.Bool("quick", false, "a short run that shows that everything works; its numbers mean nothing")
 	runs := flags.Int("runs", 0, "`number` of interleaved runs (5)")
 	requests := flags.Int("requests", 0, "`number` of requests per run and target (20000)")
+	sessions := flags.Int("sessions", 0, "`number` of sessions that are used in turn (1000)")
 	out := flags.String("out", "bench", "`folder` for result.json and RESULT.md")
 	hot := flags.Bool("hot", false, "measure hot sessions in Redis only, also while their tokens are being refreshed, and write no files")
 	profiles := flags.String("profile", "", "`folder` for profiles of coatcheck; their top functions are printed, and nothing else is measured")
@@ -81,6 +82,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	}
 	if *requests > 0 {
 		s.Requests = *requests
+	}
+	if *sessions > 0 {
+		s.Sessions = *sessions
 	}
 
 	dir, err := os.MkdirTemp("", "coatcheck-bench-")

@@ -62,17 +62,21 @@ type cacheShard struct {
 // A cached is an opened session. Only the atomic fields change once it is in the cache, and
 // moved, next and prev under the shard's lock.
 type cached struct {
+	// What each request looks at stands together, and is copied from live: of many sessions
+	// each is in no processor's cache, and what is read of it costs a wait.
+	moved    instant // when it came to the front of the list, under the shard's lock
+	epoch    uint64
+	ends     atomic.Int64 // an instant: the idle end, as far as this node knows
+	untouch  atomic.Int64 // an instant: before it the idle end need not be moved, or should not be tried again
+	deadline time.Time
 	live     *Live
 	mac      [sha256.Size]byte // of the ticket
+
+	touching atomic.Bool       // a request is moving the idle end
 	sealed   [sha256.Size]byte // hash of the record's value
 	sealedBy string            // the key of the ring that sealed it
 	read     instant           // when the read that found it began
-	epoch    uint64
 	bytes    int
-	ends     atomic.Int64 // an instant: the idle end, as far as this node knows
-	touching atomic.Bool  // a request is moving the idle end
-	untouch  atomic.Int64 // an instant: before it the idle end need not be moved, or should not be tried again
-	moved    instant      // when it came to the front of the list, under the shard's lock
 
 	next, prev *cached
 }
@@ -166,7 +170,7 @@ func (c *cache) put(t ticket, f *flight, live *Live) *cached {
 	now := f.began
 	sealedBy, _ := seal.KeyID(f.rec.Value)
 	e := &cached{
-		live: live, mac: c.mac(t), sealed: sha256.Sum256(f.rec.Value), sealedBy: sealedBy,
+		live: live, deadline: live.Deadline, mac: c.mac(t), sealed: sha256.Sum256(f.rec.Value), sealedBy: sealedBy,
 		read: now, moved: now, epoch: f.epoch, bytes: sizeOf(live),
 	}
 	e.ends.Store(now + int64(f.rec.TTL))

@@ -248,7 +248,7 @@ func (m *Manager) open(ctx context.Context, value string) (*Live, *cached, error
 		}
 		known = m.cache.put(t, flight, live)
 	}
-	if known.live.Tenant != m.Tenant || !m.Now().Before(known.live.Deadline) {
+	if !m.Now().Before(known.deadline) {
 		return nil, nil, ErrInvalid
 	}
 	return known.live, known, nil
@@ -280,6 +280,9 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 	s, err := decode(plain)
 	if err != nil {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
+	}
+	if s.Tenant != m.Tenant {
+		return nil, ErrInvalid
 	}
 	return m.live(t, s), nil
 }
