@@ -86,8 +86,10 @@ type instant = int64
 
 var base = time.Now()
 
-// never is before every instant, and can be subtracted from one.
-const never instant = -1 << 62
+const (
+	never   instant = -1 << 62 // before every instant, and can be subtracted from one
+	forever instant = 1 << 62  // after every instant
+)
 
 func instantOf(t time.Time) instant { return int64(t.Sub(base)) }
 

@@ -29,9 +29,9 @@ const (
 	// freshPatience bounds how long requests wait for new tokens, from when their node began
 	// to ask for them. After that they are served with the old ones.
 	freshPatience = 20 * time.Second
-	// askAgain is how long a session whose renewal has begun, or was put off, is served
-	// without another look.
-	askAgain = time.Second
+	// lookAgain is how long a session is served at most before it is looked at again whether
+	// it wants something of its provider.
+	lookAgain = time.Second
 	// maxAhead bounds how long before its end an access token is replaced.
 	maxAhead = time.Minute
 	// minRetry and maxRetry bound how long nothing is tried after a failure.
@@ -49,13 +49,15 @@ const (
 //
 // It returns ErrInvalid for a session that has ended over this, and CodeUnknown as Load.
 func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live, error) {
-	if live.due.IsZero() || live.Unverified > 0 || m.Now().Before(live.due) {
+	if instantOf(time.Now()) < live.quiet.Load() || live.Unverified > 0 {
 		return live, nil
 	}
 	var patience time.Time
 	for {
-		need := m.needOf(live.Session, m.Now())
-		if need != needFresh && need != needEnd && instantOf(time.Now()) < live.asked.Load() {
+		now := m.Now()
+		need := m.needOf(live.Session, now)
+		if need == needNothing {
+			m.rest(live, live.due, now)
 			return live, nil
 		}
 		t, err := parseTicket(m.Jar.Session(), cookie)
@@ -63,11 +65,9 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 			return nil, ErrInvalid
 		}
 		switch need {
-		case needNothing:
-			return live, nil
 		case needCheck, needRefresh:
 			m.startRenewal(t, live, need)
-			live.asked.Store(instantOf(time.Now().Add(askAgain)))
+			m.rest(live, live.Tokens.AccessExpiry, now)
 			return live, nil
 		case needEnd:
 			return m.endLost(ctx, t)
@@ -89,6 +89,17 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 			return live, nil
 		}
 	}
+}
+
+// rest serves the session without another look for lookAgain, or until a time by the store's
+// clock if that comes sooner. That clock may be corrected meanwhile, so it is not for longer.
+// It is all the same to a request whether its session's tokens are fresh or being replaced.
+func (m *Manager) rest(live *Live, until, now time.Time) {
+	d := lookAgain
+	if left := until.Sub(now); left > 0 {
+		d = min(d, left)
+	}
+	live.quiet.Store(instantOf(time.Now().Add(d)))
 }
 
 // awaitRenewal waits for the attempt to renew a session, and where another node is about it,

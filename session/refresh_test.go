@@ -478,3 +478,19 @@ func TestNothingToRefresh(t *testing.T) {
 }
 
 // However many sessions want new tokens at once, few are asked for at a time, the others
+
+// Where nobody can be asked anew, nothing is, whatever tokens a session has.
+func TestNobodyToAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		value := nodes[0].enter("alice", p)
+		alone := nodes[0].beside(func(o *Options) { o.Provider = nil })
+		for range 40 {
+			time.Sleep(time.Minute)
+			alone.wantUser("alice", value)
+		}
+		if len(p.sent) != 0 {
+			t.Errorf("%d refreshes", len(p.sent))
+		}
+	})
+}

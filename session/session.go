@@ -143,7 +143,7 @@ type Live struct {
 
 	handle   string
 	verifier []byte
-	asked    *atomic.Int64 // an instant: before it the provider is not asked anew
+	quiet    *atomic.Int64 // an instant: before it nothing is asked of the provider
 	due      time.Time     // when the provider is to be asked anew; zero: never
 	manager  *Manager
 }
@@ -290,11 +290,13 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 // live keeps nothing of the request: t's handle may be a part of its header.
 func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	handle := strings.Clone(t.handle)
-	asked := new(atomic.Int64)
-	asked.Store(never)
+	due, quiet := m.renewalDue(s), new(atomic.Int64)
+	if quiet.Store(never); due.IsZero() {
+		quiet.Store(forever)
+	}
 	return &Live{
 		Session: s, Ref: coatcheck.MakeRef(handle),
-		handle: handle, verifier: m.verifier(t), asked: asked, due: m.renewalDue(s), manager: m,
+		handle: handle, verifier: m.verifier(t), quiet: quiet, due: due, manager: m,
 	}
 }
 
