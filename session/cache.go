@@ -86,10 +86,8 @@ type instant = int64
 
 var base = time.Now()
 
-const (
-	never   instant = -1 << 62 // before every instant, and can be subtracted from one
-	forever instant = 1 << 62  // after every instant
-)
+// never is before every instant, and can be subtracted from one.
+const never instant = -1 << 62
 
 func instantOf(t time.Time) instant { return int64(t.Sub(base)) }
 

@@ -27,6 +27,8 @@ func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
 	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
 	ended := !expiry.IsZero() && !now.Before(expiry)
 	switch {
+	case m.Provider == nil:
+		return needNothing
 	case lost(s) && ended && !now.Before(r.RetryAt):
 		return needEnd
 	case lost(s):
@@ -47,11 +49,9 @@ func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
 // not heard of again. It is forgotten then, and the attempt stays.
 func lost(s *coatcheck.Session) bool { return s.Tokens.Refresh == "" && s.Renewal.Attempt != "" }
 
-// renewalDue returns the first instant at which needOf may want something; zero for never.
+// renewalDue returns the first time at which needOf may want something, where there is a
+// Provider; zero for never.
 func (m *Manager) renewalDue(s *coatcheck.Session) time.Time {
-	if m.Provider == nil {
-		return time.Time{}
-	}
 	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
 	var due time.Time
 	switch {

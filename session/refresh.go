@@ -57,7 +57,7 @@ func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live
 		now := m.Now()
 		need := m.needOf(live.Session, now)
 		if need == needNothing {
-			m.rest(live, live.due, now)
+			m.rest(live, m.renewalDue(live.Session), now)
 			return live, nil
 		}
 		t, err := parseTicket(m.Jar.Session(), cookie)

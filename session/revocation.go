@@ -166,5 +166,5 @@ func (m *Manager) tryRevoke(ctx context.Context, g grant) error {
 			}
 		}
 	}
-	return m.Provider.Revoke(ctx, g.token, g.kind)
+	return m.latest.Load().Provider.Revoke(ctx, g.token, g.kind)
 }

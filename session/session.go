@@ -101,14 +101,20 @@ type Recorder interface {
 // has to be done beside requests.
 type Manager struct {
 	Options
-	slack   time.Duration
+	slack time.Duration
+	*state
+}
+
+// A state is what a manager and those made of it by With have in common.
+type state struct {
 	cache   *cache
 	streams streams
 	upkeep  upkeep
 	turns   turns
 	renewal renewals
-	grants  chan grant   // of sessions that have ended, to be revoked at the provider
-	warned  atomic.Int64 // when a failed touch was logged last, in Unix seconds
+	grants  chan grant              // of sessions that have ended, to be revoked at the provider
+	warned  atomic.Int64            // when a failed touch was logged last, in Unix seconds
+	latest  atomic.Pointer[Manager] // goes for what is done beside requests
 }
 
 // New returns a Manager.
@@ -122,10 +128,30 @@ func New(o Options) *Manager {
 	if o.Events == nil {
 		o.Events = nobody{}
 	}
+	s := &state{cache: newCache(o.CacheSize, o.Lease), grants: make(chan grant, maxGrants)}
+	s.renewal.init()
+	return s.manager(o)
+}
+
+// With returns a Manager of the same sessions, and all that is known of them, that goes by
+// other rules from now on: change may set Idle, Absolute, Limits, Tombstones, OutageGrace,
+// RotationGrace, Recheck, Escrow and Provider, and nothing else. A request that goes on with
+// m is served as before. What Run does goes by the Manager that was made last, and it is not
+// to be called again.
+//
+// No session ends of it: the times that a session was given when it began, or was used last,
+// stay, and a limit is asked for by the next sign-in.
+func (m *Manager) With(change func(*Options)) *Manager {
+	o := m.Options
+	change(&o)
+	return m.state.manager(o)
+}
+
+func (s *state) manager(o Options) *Manager {
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
-	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), cache: newCache(o.CacheSize, o.Lease), grants: make(chan grant, maxGrants)}
-	m.renewal.init()
+	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), state: s}
+	s.latest.Store(m)
 	return m
 }
 
@@ -144,7 +170,6 @@ type Live struct {
 	handle   string
 	verifier []byte
 	quiet    *atomic.Int64 // an instant: before it nothing is asked of the provider
-	due      time.Time     // when the provider is to be asked anew; zero: never
 	manager  *Manager
 }
 
@@ -290,13 +315,11 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 // live keeps nothing of the request: t's handle may be a part of its header.
 func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	handle := strings.Clone(t.handle)
-	due, quiet := m.renewalDue(s), new(atomic.Int64)
-	if quiet.Store(never); due.IsZero() {
-		quiet.Store(forever)
-	}
+	quiet := new(atomic.Int64)
+	quiet.Store(never)
 	return &Live{
 		Session: s, Ref: coatcheck.MakeRef(handle),
-		handle: handle, verifier: m.verifier(t), quiet: quiet, due: due, manager: m,
+		handle: handle, verifier: m.verifier(t), quiet: quiet, manager: m,
 	}
 }
 

@@ -94,6 +94,7 @@ func (s *streams) handles(c *cache, since instant) (list []string) {
 
 // check looks whether a session with open streams can still be used.
 func (m *Manager) check(handle string) {
+	m = m.latest.Load()
 	s := &m.streams
 	s.mu.Lock()
 	w := s.open[handle]

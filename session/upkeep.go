@@ -107,6 +107,7 @@ func (m *Manager) Run(ctx context.Context) {
 		tasks.Go(func() { m.revokeGrants(ctx) })
 	}
 	for ctx.Err() == nil {
+		m := m.latest.Load()
 		m.reassertRevoked(ctx)
 		m.finishLeft(ctx)
 		more := m.reap(ctx)
