@@ -29,6 +29,7 @@ type Metrics struct {
 	duration   *prometheus.HistogramVec
 	loads      map[SessionLoad]prometheus.Counter
 	unverified prometheus.Counter
+	broken     prometheus.Counter
 	signIns    *prometheus.CounterVec
 	events     *prometheus.CounterVec
 	ended      *prometheus.CounterVec
@@ -50,8 +51,8 @@ const (
 
 // New returns metrics with a registry of their own, which also counts what the Go
 // runtime and the process use. streams tells how many WebSockets and event streams
-// are open, broken how many answers an app broke off so far.
-func New(version string, streams func() int, broken func() int64) *Metrics {
+// are open.
+func New(version string, streams func() int) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -67,6 +68,10 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 		unverified: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "coatcheck_session_unverified_total",
 			Help: "Sessions served in the outage grace: from the near cache, while the store could not be reached.",
+		}),
+		broken: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "coatcheck_upstream_answers_broken_total",
+			Help: "Answers that an app broke off after their header; the client's connection was broken off too.",
 		}),
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "coatcheck_sign_ins_total",
@@ -130,12 +135,8 @@ func New(version string, streams func() int, broken func() int64) *Metrics {
 		Name: "coatcheck_streams_open",
 		Help: "WebSockets and event streams that are open now.",
 	}, func() float64 { return float64(streams()) })
-	brokenOff := prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "coatcheck_upstream_answers_broken_total",
-		Help: "Answers that an app broke off after their header; the client's connection was broken off too.",
-	}, func() float64 { return float64(broken()) })
 	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied, m.renewals,
-		m.storeOps, info, open, brokenOff,
+		m.storeOps, info, open, m.broken,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -193,6 +194,9 @@ func (m *Metrics) SessionLoad(result SessionLoad) {
 
 // Unverified counts one session that was served in the outage grace.
 func (m *Metrics) Unverified() { m.unverified.Inc() }
+
+// AnswerBroken counts one answer that an app broke off.
+func (m *Metrics) AnswerBroken() { m.broken.Inc() }
 
 // SignIn counts one answer of a provider: "ok" or an error's code.
 func (m *Metrics) SignIn(result string) { m.signIns.WithLabelValues(result).Inc() }
@@ -274,21 +278,37 @@ func (m *Metrics) Cache(stats func() CacheStats) {
 		}))
 }
 
-// Upstream adds an app, by its configured URL: how many requests are under way to it, and how
-// many were refused because of that so far. It is called once for each app.
-func (m *Metrics) Upstream(url string, underWay func() int, refused func() uint64) {
-	labels := prometheus.Labels{"upstream": url}
-	m.registry.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "coatcheck_upstream_requests",
-			Help:        "Requests under way to an app now, without open WebSockets and event streams.",
-			ConstLabels: labels,
-		}, func() float64 { return float64(underWay()) }),
-		prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name:        "coatcheck_upstream_refused_total",
-			Help:        "Requests that were refused because as many as may be were under way to the app.",
-			ConstLabels: labels,
-		}, func() float64 { return float64(refused()) }))
+// An Upstream is an app, by its configured URL, and how it does.
+type Upstream struct {
+	URL      string
+	UnderWay int    // requests under way to it
+	Refused  uint64 // requests that found no place among them so far
+}
+
+// Upstreams adds the apps, which list tells of at any time; they may change. It is called once.
+func (m *Metrics) Upstreams(list func() []Upstream) { m.registry.MustRegister(upstreams(list)) }
+
+type upstreams func() []Upstream
+
+var (
+	upstreamUnderWay = prometheus.NewDesc("coatcheck_upstream_requests",
+		"Requests under way to an app now, without open WebSockets and event streams.", []string{"upstream"}, nil)
+	upstreamRefused = prometheus.NewDesc("coatcheck_upstream_refused_total",
+		"Requests that were refused because as many as may be were under way to the app.", []string{"upstream"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (upstreams) Describe(descs chan<- *prometheus.Desc) {
+	descs <- upstreamUnderWay
+	descs <- upstreamRefused
+}
+
+// Collect implements prometheus.Collector.
+func (list upstreams) Collect(values chan<- prometheus.Metric) {
+	for _, u := range list() {
+		values <- prometheus.MustNewConstMetric(upstreamUnderWay, prometheus.GaugeValue, float64(u.UnderWay), u.URL)
+		values <- prometheus.MustNewConstMetric(upstreamRefused, prometheus.CounterValue, float64(u.Refused), u.URL)
+	}
 }
 
 // Breaker adds the state of the breakers in front of the store, of calls that read and of

@@ -11,7 +11,7 @@ import (
 )
 
 func newTest() *Metrics {
-	return New("test", func() int { return 0 }, func() int64 { return 0 })
+	return New("test", func() int { return 0 })
 }
 
 func scrape(m *Metrics) string {
@@ -97,14 +97,20 @@ func TestEvents(t *testing.T) {
 
 func TestUpstreams(t *testing.T) {
 	m := newTest()
-	for i, app := range []string{"http://a:1", "http://b:2"} {
-		m.Upstream(app, func() int { return i + 1 }, func() uint64 { return uint64(i + 3) })
-	}
+	list := []Upstream{{"http://a:1", 1, 3}, {"http://b:2", 2, 4}}
+	m.Upstreams(func() []Upstream { return list })
+	m.AnswerBroken()
 	wantLines(t, m, map[string]bool{
 		"coatcheck_upstream_requests{upstream=\"http://a:1\"} 1\n":      true,
 		"coatcheck_upstream_requests{upstream=\"http://b:2\"} 2\n":      true,
 		"coatcheck_upstream_refused_total{upstream=\"http://a:1\"} 3\n": true,
 		"coatcheck_upstream_refused_total{upstream=\"http://b:2\"} 4\n": true,
+		"coatcheck_upstream_answers_broken_total 1\n":                   true,
+	})
+	list = list[1:]
+	wantLines(t, m, map[string]bool{
+		"coatcheck_upstream_requests{upstream=\"http://a:1\"}":   false,
+		"coatcheck_upstream_requests{upstream=\"http://b:2\"} 2": true,
 	})
 }
 

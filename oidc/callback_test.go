@@ -173,7 +173,7 @@ func TestCallbackForeignCookie(t *testing.T) {
 	})
 	t.Run("other provider", func(t *testing.T) {
 		other, _ := newParty(t, i.URL, func(c *Config) { c.Ring, c.Name = ring, "other" })
-		if err := other.discover(t.Context()); err != nil {
+		if err := other.Discover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		_, err := b.callback(other, i.response(first))
@@ -319,7 +319,7 @@ func TestIssuerNotAdvertised(t *testing.T) {
 	i := newHostile(t)
 	i.metadata = map[string]any{"authorization_response_iss_parameter_supported": nil}
 	p, _ := newParty(t, i.URL, nil)
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	b := newBrowser(t)
@@ -391,7 +391,7 @@ func TestOtherKeys(t *testing.T) {
 	b := newBrowser(t)
 	asked := b.start(p, "/")
 	other, _ := newParty(t, i.URL, nil)
-	if err := other.discover(t.Context()); err != nil {
+	if err := other.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	_, err := b.callback(other, i.response(asked))

@@ -73,7 +73,7 @@ func newSite(t *testing.T, o testenv.ProviderOptions) *site {
 		Once: memory.New(), Logger: slog.New(slog.DiscardHandler),
 	})
 	t.Cleanup(s.client.CloseIdleConnections)
-	if err := s.discover(t.Context()); err != nil {
+	if err := s.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return s

@@ -63,7 +63,7 @@ func (p *RelyingParty) Run(ctx context.Context) {
 	wait := minRetry
 	for {
 		pause := rediscovery
-		err := p.discover(ctx)
+		err := p.Discover(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -84,9 +84,9 @@ func (p *RelyingParty) Run(ctx context.Context) {
 	}
 }
 
-// discover reads the metadata once. The key set is kept for as long as the provider
-// names the same one.
-func (p *RelyingParty) discover(ctx context.Context) error {
+// Discover reads the provider's metadata once; Run does so again and again. The key set is
+// kept for as long as the provider names the same one.
+func (p *RelyingParty) Discover(ctx context.Context) error {
 	found, err := p.readMetadata(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()

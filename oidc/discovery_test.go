@@ -64,7 +64,7 @@ func TestMetadataRefused(t *testing.T) {
 				writeJSON(w, overlay(honest, c.lies))
 				return w.Result(), nil
 			})
-			err := p.discover(t.Context())
+			err := p.Discover(t.Context())
 			if c.want == "" {
 				if err != nil || p.Ready() != nil {
 					t.Error(err, p.Ready())
@@ -88,7 +88,7 @@ func TestMetadataUnreadable(t *testing.T) {
 	} {
 		s := httptest.NewServer(serve)
 		p, _ := newParty(t, s.URL, nil)
-		if err := p.discover(t.Context()); err == nil || len(err.Error()) > 1000 {
+		if err := p.Discover(t.Context()); err == nil || len(err.Error()) > 1000 {
 			t.Errorf("%s: %v", name, err)
 		}
 		p.client.CloseIdleConnections()
@@ -103,7 +103,7 @@ func TestRediscovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, _ := p.provider("test")
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	after, _ := p.provider("test")
@@ -111,7 +111,7 @@ func TestRediscovery(t *testing.T) {
 		t.Error("the keys were thrown away")
 	}
 	i.set(func() { i.metadata = map[string]any{"jwks_uri": i.URL + "/jwks?2"} })
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if after, _ = p.provider("test"); after.keys == before.keys {
@@ -119,7 +119,7 @@ func TestRediscovery(t *testing.T) {
 	}
 	// A failure keeps what was known.
 	i.set(func() { i.metadata = map[string]any{"issuer": "https://evil.test"} })
-	if err := p.discover(t.Context()); err == nil {
+	if err := p.Discover(t.Context()); err == nil {
 		t.Error("the lie was believed")
 	}
 	if p.Ready() != nil {

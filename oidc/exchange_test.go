@@ -132,7 +132,7 @@ func TestClientAuthentication(t *testing.T) {
 			i := newHostile(t)
 			i.metadata = map[string]any{"token_endpoint_auth_methods_supported": c.methods}
 			p, _ := newParty(t, i.URL, func(config *Config) { config.ClientSecret = c.secret })
-			if err := p.discover(t.Context()); err != nil {
+			if err := p.Discover(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			i.set(func() {

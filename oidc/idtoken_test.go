@@ -261,7 +261,7 @@ func TestSigningAlgorithms(t *testing.T) {
 				{Key: ed.Public()},
 			}
 			p, _ := newParty(t, i.URL, nil)
-			if err := p.discover(t.Context()); err != nil {
+			if err := p.Discover(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			signer, err := jose.NewSigner(jose.SigningKey{Algorithm: c.alg, Key: c.key}, nil)

@@ -96,7 +96,7 @@ func TestNoEndSession(t *testing.T) {
 	i := newHostile(t)
 	i.metadata = map[string]any{"end_session_endpoint": nil}
 	p, _ := newParty(t, i.URL, nil)
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if location, ok := p.EndSession(&coatcheck.Session{}, "/"); ok || p.EndSessionOrigin() != "" {

@@ -259,7 +259,7 @@ func TestLogoutTokenLater(t *testing.T) {
 	})
 	_, err := p.LogoutToken(t.Context(), token)
 	wantCode(t, err, coatcheck.CodeNotReady)
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	away.Store(true)

@@ -270,7 +270,7 @@ func newParty(t testing.TB, issuer string, change func(*Config)) (*RelyingParty,
 func newPair(t *testing.T, change func(*Config)) (*hostile, *RelyingParty, *clock) {
 	i := newHostile(t)
 	p, c := newParty(t, i.URL, change)
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return i, p, c

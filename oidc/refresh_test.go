@@ -190,7 +190,7 @@ func TestRefreshIdentity(t *testing.T) {
 func TestRefreshSaysNothing(t *testing.T) {
 	i, p, s := signedIn(t, nil)
 	i.set(func() { i.metadata = object{"userinfo_endpoint": nil} })
-	if err := p.discover(t.Context()); err != nil {
+	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	i.grant(nil, object{"id_token": nil})
@@ -518,7 +518,7 @@ func TestCheck(t *testing.T) {
 	t.Run("no endpoint", func(t *testing.T) {
 		i, p, s := signedIn(t, nil)
 		i.set(func() { i.metadata = object{"userinfo_endpoint": nil} })
-		if err := p.discover(t.Context()); err != nil {
+		if err := p.Discover(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		_, err := p.Check(t.Context(), s)
@@ -563,7 +563,7 @@ func TestRevoke(t *testing.T) {
 			i := newHostile(t)
 			i.metadata = c.metadata
 			p, _ := newParty(t, i.URL, nil)
-			if err := p.discover(t.Context()); err != nil {
+			if err := p.Discover(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			i.set(func() {

@@ -100,6 +100,27 @@ func New(config Config) *RelyingParty {
 	}
 }
 
+// With returns a relying party that goes by another configuration from now on. What p has
+// discovered of the same issuer it knows too, if it can use it; p stays as it is, for
+// sign-ins that are under way with it.
+func (p *RelyingParty) With(config Config) *RelyingParty {
+	next := New(config)
+	if next.Issuer != p.Issuer {
+		return next
+	}
+	next.client, next.once = p.client, p.once
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	next.cause = p.cause
+	if p.current != nil {
+		known := *p.current
+		if next.cause = next.checkMetadata(&known.metadata); next.cause == nil {
+			next.current = &known
+		}
+	}
+	return next
+}
+
 // Ready returns nil once discovery has succeeded, and until then why it has not.
 func (p *RelyingParty) Ready() error {
 	p.mu.RLock()

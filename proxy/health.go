@@ -11,7 +11,7 @@ import (
 	"github.com/coatcheck/coatcheck"
 )
 
-// A Pinger answers whether the session store can be used. store.Store fits.
+// A Pinger answers whether the session store can be used. store.Backend fits.
 type Pinger interface {
 	Ping(ctx context.Context) error
 }
@@ -60,7 +60,7 @@ func (p *Proxy) answerReady(x *exchange) error {
 		SignIn string `json:"sign_in"`
 		Drain  bool   `json:"draining"`
 	}{Store: "ok", SignIn: "ok", Drain: p.draining.Load()}
-	away, err := p.ready.check(x.r.Context(), p.Store)
+	away, err := p.Readiness.check(x.r.Context())
 	usable := err == nil || away <= p.Sessions.OutageGrace
 	switch {
 	case err == nil:
@@ -95,20 +95,25 @@ func writeJSON(x *exchange, status int, body any) error {
 	return nil
 }
 
-// readiness remembers the store's last answer for readyFor. One caller asks, the
+// A Readiness remembers the store's last answer for readyFor. One caller asks, the
 // others wait for its answer.
-type readiness struct {
+type Readiness struct {
+	store    Pinger
 	mu       sync.Mutex
 	until    time.Time
 	answered time.Time // when the store was asked last and answered; zero before that
 	err      error
 }
 
+// NewReadiness returns the Readiness of a store. There is one for each, for as long as it is
+// used.
+func NewReadiness(store Pinger) *Readiness { return &Readiness{store: store} }
+
 // never is longer than any outage grace.
 const never = time.Duration(math.MaxInt64)
 
 // check returns the store's error, and for how long it has not answered.
-func (c *readiness) check(ctx context.Context, store Pinger) (away time.Duration, err error) {
+func (c *Readiness) check(ctx context.Context) (away time.Duration, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := time.Now(); !now.Before(c.until) {
@@ -116,7 +121,7 @@ func (c *readiness) check(ctx context.Context, store Pinger) (away time.Duration
 		// that the store is down.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
 		defer cancel()
-		if c.err = store.Ping(ctx); c.err == nil {
+		if c.err = c.store.Ping(ctx); c.err == nil {
 			c.answered = now
 		}
 		c.until = time.Now().Add(readyFor)

@@ -31,10 +31,10 @@ func (p *pinger) Ping(ctx context.Context) error {
 // TestReadiness: one answer of the store serves all health checks for a moment.
 func TestReadiness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var ready readiness
 		store := &pinger{takes: 10 * time.Millisecond}
+		ready := NewReadiness(store)
 		for range 100 {
-			if _, err := ready.check(t.Context(), store); err != nil {
+			if _, err := ready.check(t.Context()); err != nil {
 				t.Error(err)
 			}
 		}
@@ -44,7 +44,7 @@ func TestReadiness(t *testing.T) {
 		time.Sleep(readyFor)
 		store.err = errors.New("down")
 		for range 2 {
-			if _, err := ready.check(t.Context(), store); err == nil {
+			if _, err := ready.check(t.Context()); err == nil {
 				t.Error("a store that is down is taken for up")
 			}
 		}
@@ -56,14 +56,14 @@ func TestReadiness(t *testing.T) {
 		store.err = nil
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := ready.check(gone, store); err != nil {
+		if _, err := ready.check(gone); err != nil {
 			t.Errorf("a checker that hung up makes the node unready: %v", err)
 		}
 
 		time.Sleep(readyFor)
 		store.takes = time.Hour
 		start := time.Now()
-		if _, err := ready.check(t.Context(), store); err == nil || time.Since(start) != pingTimeout {
+		if _, err := ready.check(t.Context()); err == nil || time.Since(start) != pingTimeout {
 			t.Errorf("a store that hangs was waited for %v", time.Since(start))
 		}
 	})
@@ -71,12 +71,12 @@ func TestReadiness(t *testing.T) {
 
 // TestReadinessTogether is for the race detector.
 func TestReadinessTogether(t *testing.T) {
-	var ready readiness
 	store := new(pinger)
+	ready := NewReadiness(store)
 	var checks sync.WaitGroup
 	for range 20 {
 		checks.Go(func() {
-			if _, err := ready.check(t.Context(), store); err != nil {
+			if _, err := ready.check(t.Context()); err != nil {
 				t.Error(err)
 			}
 		})
@@ -110,10 +110,10 @@ func TestReadyInOutageGrace(t *testing.T) {
 	r := newRig(t)
 	r.Sessions.OutageGrace = time.Hour
 	store := &pinger{err: errors.New("down")}
-	r.Store = store
+	r.Readiness = NewReadiness(store)
 	want := func(step string, status int, body string) {
 		t.Helper()
-		r.ready.until = time.Time{} // as if a moment had passed
+		r.Readiness.until = time.Time{} // as if a moment had passed
 		if w := r.serveHTTP("GET", "/ready", ""); w.Code != status || !strings.Contains(w.Body.String(), body) {
 			t.Errorf("%s: %d: %s", step, w.Code, w.Body)
 		}
@@ -123,7 +123,7 @@ func TestReadyInOutageGrace(t *testing.T) {
 	want("reached", http.StatusOK, `"store":"ok"`)
 	store.err = errors.New("down")
 	want("in the grace", http.StatusOK, `"store":"unavailable, in outage grace"`)
-	r.ready.answered = time.Now().Add(-time.Hour)
+	r.Readiness.answered = time.Now().Add(-time.Hour)
 	want("past the grace", http.StatusServiceUnavailable, `"store":"unavailable"`)
 	store.err = nil
 	want("back", http.StatusOK, `"store":"ok"`)

@@ -36,18 +36,18 @@ type Options struct {
 	// Prefix is the path of our own endpoints, without a slash at the end.
 	Prefix string
 	// Trusted are the peers whose X-Forwarded-* headers are believed.
-	Trusted  []netip.Prefix
-	Limits   route.Limits
-	Routes   *route.Table[Route]
-	Allow    policy.Rule // who may sign in at all
-	Tenant   string
-	Sessions *session.Manager
-	SignIn   *oidc.RelyingParty
-	Returns  *oidc.Returns
-	Ring     *seal.Ring
-	Store    Pinger
-	Metrics  *metrics.Metrics
-	Logger   *slog.Logger
+	Trusted   []netip.Prefix
+	Limits    route.Limits
+	Routes    *route.Table[Route]
+	Allow     policy.Rule // who may sign in at all
+	Tenant    string
+	Sessions  *session.Manager
+	SignIn    *oidc.RelyingParty
+	Returns   *oidc.Returns
+	Ring      *seal.Ring
+	Readiness *Readiness
+	Metrics   *metrics.Metrics
+	Logger    *slog.Logger
 	// BodyTimeout bounds the wait for a body that no app gets: of a form of ours, or of a
 	// request that is refused. How long an upload to an app takes is not bounded.
 	BodyTimeout time.Duration
@@ -73,7 +73,6 @@ type Proxy struct {
 	Options
 	endpoints map[string]endpoint
 	draining  atomic.Bool
-	ready     readiness
 }
 
 // New returns a Proxy.

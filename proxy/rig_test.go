@@ -101,8 +101,8 @@ func newRig(t testing.TB) *rig {
 			Store: r.store, Registry: r.store, Ring: ring, Jar: jar, Tenant: "default", Idle: time.Hour, Absolute: 12 * time.Hour,
 			Tombstones: time.Hour, CacheSize: 1 << 20,
 		}),
-		SignIn: signIn, Returns: returns, Ring: ring, Store: r.store,
-		Metrics: metrics.New("test", func() int { return 0 }, func() int64 { return 0 }), Logger: logger, AccessLog: r.log,
+		SignIn: signIn, Returns: returns, Ring: ring, Readiness: NewReadiness(r.store),
+		Metrics: metrics.New("test", func() int { return 0 }), Logger: logger, AccessLog: r.log,
 	})
 	return r
 }

@@ -9,14 +9,22 @@ import "sync/atomic"
 //
 // Nobody waits for a place: behind an app that hangs, a queue only makes the wait longer.
 type Bulkhead struct {
-	most     int64
+	most     atomic.Int64
 	underWay atomic.Int64
 	refused  atomic.Uint64
 }
 
 // NewBulkhead returns a bulkhead for so many requests at once; zero is no bound. It is to be
 // shared by all upstreams that lead to the same app.
-func NewBulkhead(most int) *Bulkhead { return &Bulkhead{most: int64(most)} }
+func NewBulkhead(most int) *Bulkhead {
+	b := new(Bulkhead)
+	b.Bound(most)
+	return b
+}
+
+// Bound sets how many requests there may be from now on; zero is no bound. Those that are
+// under way stay.
+func (b *Bulkhead) Bound(most int) { b.most.Store(int64(most)) }
 
 // UnderWay returns how many requests are under way.
 func (b *Bulkhead) UnderWay() int { return int(b.underWay.Load()) }
@@ -28,7 +36,7 @@ func (b *Bulkhead) Refused() uint64 { return b.refused.Load() }
 // one that could have had the place that another gives back at that moment; it never lets
 // one too many through.
 func (b *Bulkhead) enter() bool {
-	if n := b.underWay.Add(1); n > b.most && b.most > 0 {
+	if n, most := b.underWay.Add(1), b.most.Load(); n > most && most > 0 {
 		b.underWay.Add(-1)
 		b.refused.Add(1)
 		return false

@@ -181,7 +181,7 @@ func TestSessionEndsEventStream(t *testing.T) {
 				t.Errorf("rest = %q, %v", rest, err)
 			}
 			s.waitReleased(t, r, 1)
-			if r.up.Broken() != 0 {
+			if r.broken.Load() != 0 {
 				t.Error("an end of ours counts as broken")
 			}
 		})

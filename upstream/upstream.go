@@ -39,6 +39,7 @@ type Options struct {
 	Transport http.RoundTripper // shared between upstreams of the same timeout; see NewTransport
 	Streams   *Streams          // shared; where open WebSockets and event streams are kept
 	Bulkhead  *Bulkhead         // shared between upstreams of the same app; nil: no bound
+	Broken    func()            // is called when the app breaks off an answer in mid-body; nil: nobody counts
 }
 
 // NewTransport returns a transport for plain HTTP/1.1 between a proxy and few busy
@@ -67,7 +68,6 @@ type Upstream struct {
 	options      Options
 	identity     IdentityHeaders // canonical names
 	guard        names           // fields of ours
-	broken       atomic.Int64
 }
 
 // New returns the upstream that o describes.
@@ -82,9 +82,6 @@ func New(o Options) *Upstream {
 		guard:    guard(o.Headers),
 	}
 }
-
-// Broken returns how many answers the app broke off in mid-body so far.
-func (u *Upstream) Broken() int64 { return u.broken.Load() }
 
 // A Call is what the request line knows of a request by the time it is forwarded.
 type Call struct {
@@ -312,8 +309,8 @@ func (b *answerBody) Read(p []byte) (int, error) {
 		if b.left.Load() {
 			return n, io.EOF // an end, not a break: the browser connects again
 		}
-		if b.ex.in.Context().Err() == nil {
-			b.ex.up.broken.Add(1)
+		if told := b.ex.up.options.Broken; told != nil && b.ex.in.Context().Err() == nil {
+			told()
 		}
 	}
 	return n, err

@@ -126,7 +126,7 @@ func (h *upgrade) WriteHeader(code int) {
 	}
 }
 
-// silence takes the reverse proxy's complaints about broken bodies; Broken counts them.
+// silence takes the reverse proxy's complaints about broken bodies; Options.Broken hears of them.
 var silence = log.New(io.Discard, "", 0)
 
 // buffers is the reverse proxy's view of the pool.

@@ -579,7 +579,7 @@ func TestEventStream(t *testing.T) {
 			if len(rest) > 0 || (err == nil) != (size == "") {
 				t.Errorf("rest = %q, %v", rest, err)
 			}
-			if r.up.Broken() != 0 {
+			if r.broken.Load() != 0 {
 				t.Error("an end of ours counts as broken")
 			}
 		})
