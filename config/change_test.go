@@ -31,16 +31,16 @@ routes: [{path: /, upstream: "http://127.0.0.1:9"}]
 	if list := c.Changes(parse(text)); len(list) != 0 {
 		t.Errorf("the same file: %v", list)
 	}
-	next := parse(text + "session: {idle_timeout: 7m, cookie: {name: ticket}}\nstore: {redis: {timeout: 2s}}\nallow: {groups: [a]}\n")
+	next := parse(text + "session: {idle_timeout: 7m, cookie: {name: ticket}}\nstore: {max_concurrent: 5}\nallow: {groups: [a]}\n")
 	next.Providers[0].ClientSecret = coatcheck.Secret("another")
 	next.Routes[0].Timeout = time.Second
 	list := c.Changes(next)
 	slices.Sort(list)
-	want := []string{"allow.groups", "providers", "routes", "session.cookie.name", "session.idle_timeout", "store.redis.timeout"}
+	want := []string{"allow.groups", "providers", "routes", "session.cookie.name", "session.idle_timeout", "store.max_concurrent"}
 	if diff := cmp.Diff(want, list); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"session.cookie.name", "store.redis.timeout"}, Fixed(list)); diff != "" {
+	if diff := cmp.Diff([]string{"session.cookie.name", "store.max_concurrent"}, Fixed(list)); diff != "" {
 		t.Errorf("fixed (-want +got):\n%s", diff)
 	}
 }

@@ -114,7 +114,7 @@ type state struct {
 	renewal renewals
 	grants  chan grant              // of sessions that have ended, to be revoked at the provider
 	warned  atomic.Int64            // when a failed touch was logged last, in Unix seconds
-	latest  atomic.Pointer[Manager] // goes for what is done beside requests
+	latest  atomic.Pointer[Manager] // which what is done beside requests goes by
 }
 
 // New returns a Manager.
@@ -130,14 +130,15 @@ func New(o Options) *Manager {
 	}
 	s := &state{cache: newCache(o.CacheSize, o.Lease), grants: make(chan grant, maxGrants)}
 	s.renewal.init()
-	return s.manager(o)
+	m := s.manager(o)
+	m.TakeOver()
+	return m
 }
 
-// With returns a Manager of the same sessions, and all that is known of them, that goes by
-// other rules from now on: change may set Idle, Absolute, Limits, Tombstones, OutageGrace,
-// RotationGrace, Recheck, Escrow and Provider, and nothing else. A request that goes on with
-// m is served as before. What Run does goes by the Manager that was made last, and it is not
-// to be called again.
+// With returns a Manager of the same sessions, and of all that is known of them, that goes by
+// other rules: change may set Idle, Absolute, Limits, Tombstones, OutageGrace, RotationGrace,
+// Recheck and Escrow, and another Provider, and nothing else. m stays as it is, for requests
+// that it has begun to serve, and what Run does goes by m until TakeOver is called.
 //
 // No session ends of it: the times that a session was given when it began, or was used last,
 // stay, and a limit is asked for by the next sign-in.
@@ -147,12 +148,13 @@ func (m *Manager) With(change func(*Options)) *Manager {
 	return m.state.manager(o)
 }
 
+// TakeOver has Run, which is not to be called again, go by m from now on.
+func (m *Manager) TakeOver() { m.latest.Store(m) }
+
 func (s *state) manager(o Options) *Manager {
 	// A use is written down only once in so long. The session ends by at most that
 	// much early, and never late.
-	m := &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), state: s}
-	s.latest.Store(m)
-	return m
+	return &Manager{Options: o, slack: min(o.Idle/20, 30*time.Second), state: s}
 }
 
 type nobody struct{}

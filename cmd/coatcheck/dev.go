@@ -50,7 +50,8 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 		defer lines.Close()
 		log = lines
 	}
-	logger := slog.New(slog.NewJSONHandler(log, nil))
+	level := new(slog.LevelVar)
+	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: level}))
 
 	var servers sync.WaitGroup
 	defer servers.Wait()
@@ -106,7 +107,7 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := newNode(ctx, cfg, logger, log)
+	n, err := newNode(ctx, file, cfg, output{logger, level, log})
 	if err != nil {
 		return err
 	}

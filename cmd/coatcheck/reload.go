@@ -2,298 +2,73 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"log/slog"
-	"os"
-	"os/signal"
-	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
-	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
-	"github.com/coatcheck/coatcheck/seal"
-	"github.com/coatcheck/coatcheck/store"
 )
 
-const (
-	// settle is how long the ring's file must be left alone before it is read: not every
-	// program replaces a file in one step.
-	settle = 100 * time.Millisecond
-	// lookEvery is how often the file is read though nobody tells of a change, as on a
-	// network's file system, or where it is a link into another folder.
-	lookEvery = 30 * time.Second
-	// startLimit bounds how long a node that starts waits to hear which keys the others have.
-	startLimit = 2 * time.Second
-	// remindEvery is how often the log says what keeps a key from sealing.
-	remindEvery = time.Minute
-)
+// discoverLimit bounds how long another provider may take to be discovered before the node
+// goes by it.
+const discoverLimit = 10 * time.Second
 
-// A keyring keeps the key ring of a running node up to date: it reads the file again when
-// that changes, or on SIGHUP, and lets a new key seal when its time has come and all live
-// nodes have it.
-type keyring struct {
-	ring    *seal.Ring
-	file    string // "" if the ring is from the environment
-	now     func() time.Time
-	changed func() // is called when the ring has other keys
-	logger  *slog.Logger
-	// members is nil where there is one node alone.
-	members *cluster.Members
-
-	failed   atomic.Bool // the file could not be used when it was read last
-	mu       sync.Mutex
-	lastFail string // the error of that
-	reminded map[string]time.Time
-}
-
-// newKeyring returns what keeps ring up to date, for a node that goes by that clock. changed
-// is called when the ring has other keys.
-func newKeyring(cfg *config.Config, ring *seal.Ring, kept store.Backend, now func() time.Time, changed func(), logger *slog.Logger) *keyring {
-	k := &keyring{ring: ring, now: now, changed: changed, logger: logger, reminded: map[string]time.Time{}}
-	if cfg.Keys.Env == "" {
-		k.file = cfg.Keys.File
-	}
-	if !singleNode(cfg) {
-		k.members = newMembers(ring, kept, logger)
-		k.members.Self = func() cluster.Member {
-			return cluster.Member{Node: cfg.Node, Version: version(), Keys: ring.KeyIDs(), Seals: ring.Current()}
-		}
-		k.members.Told = k.told
-	}
-	return k
-}
-
-// newMembers returns the nodes that share a store and have the same index key: others can't
-// read each other's sessions anyway. No session's key looks like that of their list, for no
-// cookie's name has a colon (RFC 6265 §4.1.1).
-func newMembers(ring *seal.Ring, kept store.Backend, logger *slog.Logger) *cluster.Members {
-	name := ring.Index("nodes")
-	return cluster.NewMembers(cluster.MembersOptions{
-		Store: kept, Clock: kept, Key: "nodes:" + hex.EncodeToString(name[:16]), Logger: logger,
-	})
-}
-
-// start decides which key seals at first. Without an answer of the store it is the oldest,
-// which every node has, until run has heard more.
-func (k *keyring) start(ctx context.Context) {
-	if k.members == nil {
-		k.promote(nil)
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
-	defer cancel()
-	if live, err := k.members.Report(ctx); err == nil {
-		k.told(live)
-	}
-}
-
-// run keeps the ring up to date until ctx ends.
-func (k *keyring) run(ctx context.Context) {
-	var tasks sync.WaitGroup
-	defer tasks.Wait()
-	if k.members != nil {
-		tasks.Go(func() { k.members.Run(ctx) })
-	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	changed, stop := k.watch()
-	defer stop()
-	if k.file != "" {
-		k.load(false) // it may have changed before anybody watched
-	}
-
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
-	var alone <-chan time.Time
-	if k.members == nil { // nobody else's report tells when to look
-		ticker := time.NewTicker(time.Second)
-		defer ticker.Stop()
-		alone = ticker.C
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			if k.file == "" {
-				k.logger.Info("SIGHUP: the key ring is from the environment, which a process reads once")
-				continue
-			}
-			k.load(true)
-		case event := <-changed:
-			if k.concerns(event) && k.awaitQuiet(ctx, changed) {
-				k.load(true)
-			}
-		case <-look.C:
-			if k.file != "" {
-				k.load(false)
-			}
-		case <-alone:
-			k.promote(nil)
-		}
-	}
-}
-
-// watch tells of changes in the file's folder, for a file can be replaced. The channel is
-// nil where nobody tells.
-func (k *keyring) watch() (changed <-chan fsnotify.Event, stop func()) {
-	if k.file == "" {
-		return nil, func() {}
-	}
-	w, err := fsnotify.NewWatcher()
+// reload reads the configuration again and goes by it, or says why not and goes on with the
+// one it has. start begins what runs beside the requests of a runtime.
+func (n *node) reload(ctx context.Context, asked bool, start func(*runtime)) {
+	err := n.takeOver(ctx, start)
+	n.failed.Store(err != nil)
 	if err == nil {
-		if err = w.Add(filepath.Dir(k.file)); err != nil {
-			_ = w.Close()
-		}
-	}
-	if err != nil {
-		k.logger.Warn("changes of the key ring's file are seen late, or on SIGHUP", "error", err)
-		return nil, func() {}
-	}
-	var drained sync.WaitGroup
-	drained.Go(func() {
-		for range w.Errors { // events that were dropped: whoever looks regularly sees the change
-		}
-	})
-	return w.Events, func() { _ = w.Close(); drained.Wait() }
-}
-
-// concerns tells whether the file may have changed. Kubernetes changes a mounted secret by
-// renaming a link beside it, ..data.
-func (k *keyring) concerns(e fsnotify.Event) bool {
-	name := filepath.Base(e.Name)
-	return e.Op != fsnotify.Chmod && (name == filepath.Base(k.file) || strings.HasPrefix(name, "..data"))
-}
-
-// awaitQuiet waits until the file has not changed for a while, or for ten times as long. It
-// is false if ctx has ended.
-func (k *keyring) awaitQuiet(ctx context.Context, changed <-chan fsnotify.Event) bool {
-	limit, quiet := time.NewTimer(10*settle), time.NewTimer(settle)
-	defer limit.Stop()
-	defer quiet.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-limit.C:
-			return true
-		case <-quiet.C:
-			return true
-		case event := <-changed:
-			if k.concerns(event) {
-				quiet.Reset(settle)
-			}
-		}
-	}
-}
-
-// load reads the file again. What can't be used leaves the ring as it is; the log says so
-// if somebody has asked for it to be read, or if it is news.
-func (k *keyring) load(asked bool) {
-	next, err := seal.ReadRing(k.file)
-	keys, retired := k.ring.KeyIDs(), k.ring.RetiredKeys()
-	if err == nil {
-		err = k.ring.Replace(next)
-	}
-	k.failed.Store(err != nil)
-	if err != nil {
-		if text := err.Error(); asked || text != k.lastFail {
-			k.lastFail = text
-			k.logger.Error("the key ring's file can't be used: going on with the keys of before", "file", k.file, "error", explain(err))
-		}
+		n.lastFail = ""
 		return
 	}
-	k.lastFail = ""
-	if slices.Equal(keys, k.ring.KeyIDs()) && slices.Equal(retired, k.ring.RetiredKeys()) {
-		return
-	}
-	k.logger.Info("the key ring was read again", "file", k.file, "keys", k.ring.KeyIDs(), "seals", k.ring.Current())
-	k.changed()
-	if k.members != nil {
-		k.members.Sooner()
-	} else {
-		k.promote(nil)
+	if text := err.Error(); (asked || text != n.lastFail) && ctx.Err() == nil {
+		n.lastFail = text
+		n.logger.Error("the configuration can't be used: going on with the one of before", "file", n.file, "error", text)
 	}
 }
 
-// explain adds what an operator can do about an error of Replace.
-func explain(err error) error {
-	switch {
-	case errors.Is(err, seal.ErrOtherIndex):
-		return fmt.Errorf("%w than that of the running node: it is the ring of other sessions", err)
-	case errors.Is(err, seal.ErrKeyMissing):
-		return fmt.Errorf("%w: a key is taken out with coatcheck key retire, when another one seals", err)
-	default:
+// takeOver builds what the configuration in the file comes to, beside what serves, and swaps
+// them. An error leaves everything as it was.
+func (n *node) takeOver(ctx context.Context, start func(*runtime)) error {
+	cfg, err := config.Load(n.file)
+	if err != nil {
 		return err
 	}
-}
-
-// told lets the newest key seal that all live nodes have.
-func (k *keyring) told(live []cluster.Member) {
-	k.promote(func(id string) bool {
-		var without []string
-		for _, m := range live {
-			if !slices.Contains(m.Keys, id) {
-				without = append(without, m.Node)
-			}
-		}
-		if len(without) == 0 {
-			return true
-		}
-		k.remind("a key does not seal yet, though its time has come: not all nodes have it", "key", id, "nodes_without", without)
-		return false
-	})
-	ours := k.ring.KeyIDs()
-	for _, r := range k.ring.RetiredKeys() {
-		ours = append(ours, r.ID)
+	before := n.current.Load()
+	settings := before.cfg.Changes(cfg)
+	if len(settings) == 0 {
+		return nil
 	}
-	var lacking, with []string
-	for _, m := range live {
-		for _, id := range m.Keys {
-			if slices.Contains(ours, id) {
-				continue
-			}
-			if !slices.Contains(lacking, id) {
-				lacking = append(lacking, id)
-			}
-			if !slices.Contains(with, m.Node) {
-				with = append(with, m.Node)
-			}
+	if fixed := config.Fixed(settings); len(fixed) > 0 {
+		return fmt.Errorf("a running node can't change %s: restart it for that", strings.Join(fixed, ", "))
+	}
+	next, err := n.build(cfg, before)
+	if err != nil {
+		return err
+	}
+	if next.signIn.Issuer != before.signIn.Issuer {
+		discovering, cancel := context.WithTimeout(ctx, discoverLimit)
+		defer cancel()
+		if err := next.signIn.Discover(discovering); err != nil {
+			return err
 		}
 	}
-	if len(lacking) > 0 {
-		k.remind("other nodes have keys that this one lacks: give it the same key ring", "keys", lacking, "nodes_with", with)
-	}
-}
 
-func (k *keyring) promote(known func(id string) bool) {
-	before := k.ring.Current()
-	if !k.ring.Promote(k.now(), known) {
-		return
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	if n.leaving {
+		return nil
 	}
-	k.logger.Info("another key seals from now on", "key", k.ring.Current(), "before", before)
-	if k.members != nil {
-		k.members.Sooner()
+	start(next)
+	n.apps.keep(next.apps)
+	n.level.Set(cfg.Log.Level)
+	next.sessions.TakeOver()
+	n.current.Store(next)
+	before.stop()
+	n.logger.Info("going by another configuration", "file", n.file, "changed", settings)
+	for _, w := range cfg.Warnings() {
+		n.logger.Warn("configuration", "warning", w)
 	}
-}
-
-// remind warns, of each thing not too often.
-func (k *keyring) remind(msg string, args ...any) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if last, ok := k.reminded[msg]; ok && time.Since(last) < remindEvery {
-		return
-	}
-	k.reminded[msg] = time.Now()
-	k.logger.Warn(msg, args...)
+	return nil
 }

@@ -25,7 +25,9 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	}
 	lines := newLineWriter(con.err)
 	defer lines.Close()
-	logger := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: cfg.Log.Level}))
+	level := new(slog.LevelVar)
+	level.Set(cfg.Log.Level)
+	logger := slog.New(slog.NewJSONHandler(lines, &slog.HandlerOptions{Level: level}))
 	// net/http's transport tells the standard logger about bytes that an app sends
 	// unasked, and quotes them. They are not for the log, nor would the line be JSON.
 	log.SetOutput(io.Discard)
@@ -36,7 +38,7 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	if err != nil {
 		return err // it names the address
 	}
-	n, err := newNode(ctx, cfg, logger, lines)
+	n, err := newNode(ctx, c.Config, cfg, output{logger, level, lines})
 	if err != nil {
 		return errors.Join(err, public.Close())
 	}

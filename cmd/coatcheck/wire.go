@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -38,44 +36,104 @@ import (
 // until the configuration knows more.
 const tenant = "default"
 
-// newNode wires a node from its configuration. It is the one place where the parts
-// meet; none of them knows the configuration or looks for another part itself. The lines of
-// the access log go to access, if the configuration wants them, and all others to logger.
-func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, access io.Writer) (*node, error) {
-	if !cfg.Log.Access || !logger.Enabled(ctx, slog.LevelInfo) {
-		access = nil
-	}
-	ring, err := openRing(cfg, logger)
-	if err != nil {
+// newNode wires a node from its configuration, which is in that file. It is the one place
+// where the parts meet; none of them knows the configuration or looks for another part itself.
+//
+// What is wired here stays for as long as the node runs, and what build wires is replaced
+// with the configuration.
+func newNode(ctx context.Context, file string, cfg *config.Config, out output) (*node, error) {
+	n := &node{file: file, output: out, apps: newApps(), streams: new(upstream.Streams), jar: newJar(cfg)}
+	var err error
+	if n.ring, err = openRing(cfg, n.logger); err != nil {
 		return nil, err
 	}
-	jar := newJar(cfg)
-	streams := new(upstream.Streams)
-	sites, err := newRoutes(cfg, jar, streams)
-	if err != nil {
-		return nil, err
-	}
-	counts := metrics.New(version(), streams.Count, sites.broken)
-	for url, b := range sites.bulkheads {
-		counts.Upstream(url, b.UnderWay, b.Refused)
-	}
-	driver, err := openStore(ctx, cfg.Store, logger)
+	n.counts = metrics.New(version(), n.streams.Count)
+	driver, err := openStore(ctx, cfg.Store, n.logger)
 	if err != nil {
 		return nil, err
 	}
 	guarded := guard.New(driver, guard.Options{
 		Timeout:    2 * driverTimeout(cfg.Store), // the driver's own comes first
 		Concurrent: cfg.Store.MaxConcurrent,
-		Logger:     logger,
+		Logger:     n.logger,
 	})
-	kept := counts.Store(guarded)
-	clock := cluster.NewClock(kept, logger)
-	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
-	events.Subscribe(counts.Events(cfg.Node))
+	n.store = n.counts.Store(guarded)
+	n.readiness = proxy.NewReadiness(n.store)
+	n.clock = cluster.NewClock(n.store, n.logger)
+	n.events = audit.New(audit.Options{Journal: n.store, Logger: n.logger, Node: cfg.Node})
+	n.events.Subscribe(n.counts.Events(cfg.Node))
+	first, err := n.build(cfg, nil)
+	if err != nil {
+		return nil, errors.Join(err, n.store.Close())
+	}
+	n.current.Store(first)
+	n.apps.keep(first.apps)
+	n.keys = newKeyring(cfg, n.ring, n.store, n.clock.Now, first.sessions.KeysChanged, n.logger)
+
+	n.counts.Config(n.failed.Load)
+	n.counts.Keys(n.keys.failed.Load)
+	n.counts.Upstreams(n.apps.list)
+	n.counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(first.sessions.CacheStats()) })
+	n.counts.Breaker(
+		func() int { reads, _ := guarded.States(); return int(reads) },
+		func() int { _, writes := guarded.States(); return int(writes) })
+	return n, nil
+}
+
+// build wires what serves requests by a configuration. Another one may serve beside it, which
+// is before: what its sessions and its provider's discovery have come to is taken over. It is
+// nil for a node's first.
+func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
+	sites, err := n.newRoutes(cfg)
+	if err != nil {
+		return nil, err
+	}
+	next := &runtime{cfg: cfg, apps: sites.bounds}
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
+	party := n.relyingParty(cfg, returns)
+	if before == nil {
+		next.signIn = oidc.New(party)
+		next.sessions = newSessions(cfg, n.store, session.Options{
+			Provider: next.signIn, Events: n.events, Renewed: n.counts.Renewed,
+			Ring: n.ring, Jar: n.jar, Now: n.clock.Now, Logger: n.logger,
+		})
+	} else {
+		next.signIn = before.signIn.With(party)
+		next.sessions = before.sessions.With(func(o *session.Options) {
+			sessionRules(cfg, o)
+			o.Provider = next.signIn
+		})
+	}
+	access := n.access
+	if !cfg.Log.Access || cfg.Log.Level > slog.LevelInfo {
+		access = nil
+	}
+	next.front = proxy.New(proxy.Options{
+		PublicURL: cfg.PublicURL,
+		Prefix:    cfg.Endpoints.Prefix,
+		Trusted:   cfg.TrustedProxies,
+		Limits:    route.Limits{URI: cfg.Limits.URIBytes, Cookies: cfg.Limits.Cookies},
+		Routes:    sites.table,
+		Allow:     newRule(cfg.Allow),
+		Tenant:    tenant,
+		Sessions:  next.sessions,
+		SignIn:    next.signIn,
+		Returns:   returns,
+		Ring:      n.ring,
+		Readiness: n.readiness,
+		Metrics:   n.counts,
+		Logger:    n.logger,
+		// A form of ours is no longer than a header.
+		BodyTimeout: cfg.Timeouts.ReadHeader,
+		AccessLog:   access,
+	})
+	return next, nil
+}
+
+func (n *node) relyingParty(cfg *config.Config, returns *oidc.Returns) oidc.Config {
 	provider := cfg.Providers[0]
 	ours := cfg.PublicURL.String() + cfg.Endpoints.Prefix
-	signIn := oidc.New(oidc.Config{
+	return oidc.Config{
 		Tenant:          tenant,
 		Name:            provider.Name,
 		Issuer:          provider.Issuer,
@@ -88,55 +146,12 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 		RedirectURL:     ours + "/callback",
 		PostLogoutURL:   ours + "/sign_out/done",
 		Returns:         returns,
-		Ring:            ring,
-		Jar:             jar,
-		Once:            kept,
-		Logger:          logger,
-		Now:             clock.Now,
-	})
-	sessions := newSessions(cfg, kept, session.Options{
-		Provider: signIn, Events: events, Renewed: counts.Renewed,
-		Ring: ring, Jar: jar, Now: clock.Now, Logger: logger,
-	})
-	keys := newKeyring(cfg, ring, kept, clock.Now, sessions.KeysChanged, logger)
-	counts.Keys(keys.failed.Load)
-	counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(sessions.CacheStats()) })
-	counts.Breaker(
-		func() int { reads, _ := guarded.States(); return int(reads) },
-		func() int { _, writes := guarded.States(); return int(writes) })
-
-	front := proxy.New(proxy.Options{
-		PublicURL: cfg.PublicURL,
-		Prefix:    cfg.Endpoints.Prefix,
-		Trusted:   cfg.TrustedProxies,
-		Limits:    route.Limits{URI: cfg.Limits.URIBytes, Cookies: cfg.Limits.Cookies},
-		Routes:    sites.table,
-		Allow:     newRule(cfg.Allow),
-		Tenant:    tenant,
-		Sessions:  sessions,
-		SignIn:    signIn,
-		Returns:   returns,
-		Ring:      ring,
-		Store:     kept,
-		Metrics:   counts,
-		Logger:    logger,
-		// A form of ours is no longer than a header.
-		BodyTimeout: cfg.Timeouts.ReadHeader,
-		AccessLog:   access,
-	})
-	return &node{
-		cfg:      cfg,
-		logger:   logger,
-		front:    front,
-		signIn:   signIn,
-		sessions: sessions,
-		events:   events,
-		streams:  streams,
-		store:    kept,
-		clock:    clock,
-		keys:     keys,
-		metrics:  counts.Handler(),
-	}, nil
+		Ring:            n.ring,
+		Jar:             n.jar,
+		Once:            n.store,
+		Logger:          n.logger,
+		Now:             n.clock.Now,
+	}
 }
 
 // newSessions returns the manager of the sessions in a store. o has the parts, and what the
@@ -144,13 +159,18 @@ func newNode(ctx context.Context, cfg *config.Config, logger *slog.Logger, acces
 func newSessions(cfg *config.Config, kept store.Backend, o session.Options) *session.Manager {
 	o.Store, o.Registry, o.Feed, o.Leases = kept, kept, kept, kept
 	o.Tenant, o.Node = tenant, cfg.Node
+	o.CacheSize, o.Lease = cfg.Cache.SizeBytes, cfg.Cache.Lease
+	sessionRules(cfg, &o)
+	return session.New(o)
+}
+
+// sessionRules sets what may change while a node runs.
+func sessionRules(cfg *config.Config, o *session.Options) {
 	o.Idle, o.Absolute = cfg.Session.IdleTimeout, cfg.Session.AbsoluteTimeout
 	o.Limits = newLimits(cfg.Session.Limits)
 	o.Tombstones, o.OutageGrace = cfg.Session.Tombstones, cfg.Session.OutageGrace
 	o.Escrow = cfg.Session.Escrow
-	o.CacheSize, o.Lease = cfg.Cache.SizeBytes, cfg.Cache.Lease
 	o.RotationGrace, o.Recheck = cfg.Providers[0].RotationGrace, cfg.Providers[0].Recheck
-	return session.New(o)
 }
 
 // newJar returns what knows the cookies of a site.
@@ -264,28 +284,16 @@ func readRing(keys config.Keys) (*seal.Ring, error) {
 	return ring, nil
 }
 
-// sites are what the routes of the configuration come to.
+// sites are what the routes of a configuration come to.
 type sites struct {
-	table *route.Table[proxy.Route]
-	hosts []string // the hosts that are ours
-	apps  []*upstream.Upstream
-	// bulkheads has one for each app, by its URL.
-	bulkheads map[string]*upstream.Bulkhead
+	table  *route.Table[proxy.Route]
+	hosts  []string       // the hosts that are ours
+	bounds map[string]int // how many requests may be under way to each app, by its URL
 }
 
-// broken counts the answers that apps broke off.
-func (s *sites) broken() int64 {
-	var n int64
-	for _, app := range s.apps {
-		n += app.Broken()
-	}
-	return n
-}
-
-func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (*sites, error) {
-	s := &sites{bulkheads: map[string]*upstream.Bulkhead{}}
+func (n *node) newRoutes(cfg *config.Config) (*sites, error) {
+	s := &sites{bounds: map[string]int{}}
 	var entries []route.Entry[proxy.Route]
-	transports := map[time.Duration]http.RoundTripper{} // idle connections are shared
 	for _, r := range cfg.Routes {
 		target := proxy.Route{
 			Name:          routeName(cfg, r),
@@ -294,25 +302,20 @@ func newRoutes(cfg *config.Config, jar *cookie.Jar, streams *upstream.Streams) (
 			MethodGuarded: methodGuarded(cfg.Routes, r),
 		}
 		if r.Upstream != nil {
-			if transports[r.Timeout] == nil {
-				transports[r.Timeout] = upstream.NewTransport(r.Timeout)
-			}
 			app := r.Upstream.String()
-			if s.bulkheads[app] == nil {
-				s.bulkheads[app] = upstream.NewBulkhead(cfg.Limits.UpstreamRequests)
-			}
+			s.bounds[app] = cfg.Limits.UpstreamRequests
 			target.Upstream = upstream.New(upstream.Options{
 				URL:          r.Upstream,
 				StripPrefix:  stripped(r),
 				PreserveHost: r.PreserveHost,
 				Origins:      origins(r.WebSocketOrigins),
 				Headers:      upstream.IdentityHeaders(cfg.Headers),
-				Jar:          jar,
-				Transport:    transports[r.Timeout],
-				Streams:      streams,
-				Bulkhead:     s.bulkheads[app],
+				Jar:          n.jar,
+				Transport:    n.apps.transport(r.Timeout),
+				Streams:      n.streams,
+				Bulkhead:     n.apps.bulkhead(app, cfg.Limits.UpstreamRequests),
+				Broken:       n.counts.AnswerBroken,
 			})
-			s.apps = append(s.apps, target.Upstream)
 		}
 		host := authority(cfg.PublicURL, r.Host)
 		s.hosts = append(s.hosts, host)

@@ -46,7 +46,7 @@ log: {access: false}
 // TestNewNode: what the configuration says arrives at the part that acts on it.
 func TestNewNode(t *testing.T) {
 	n := wired(t, unusual)
-	front, signIn, sessions, server := n.front, n.signIn, n.front.Sessions, n.server(nil)
+	front, signIn, sessions, server := n.current.Load().front, n.current.Load().signIn, n.current.Load().sessions, n.server(nil)
 	for name, values := range map[string][2]any{
 		"trusted_proxies":            {fmt.Sprint(front.Trusted), "[10.0.0.0/8]"},
 		"limits":                     {front.Limits, route.Limits{URI: 1000, Cookies: 20}},
@@ -75,7 +75,7 @@ func TestNewNode(t *testing.T) {
 	// Each of the two alone, so that they can't be mixed up.
 	for _, setting := range []string{"insecure_unverified_email", "insecure_id_token_hint"} {
 		n := wired(t, strings.Replace(unusual, "groups_claim", setting+": true, groups_claim", 1))
-		if got := [2]bool{n.signIn.UnverifiedEmail, n.signIn.IDTokenHint}; got != [2]bool{setting == "insecure_unverified_email", setting == "insecure_id_token_hint"} {
+		if got := [2]bool{n.current.Load().signIn.UnverifiedEmail, n.current.Load().signIn.IDTokenHint}; got != [2]bool{setting == "insecure_unverified_email", setting == "insecure_id_token_hint"} {
 			t.Errorf("%s: %v", setting, got)
 		}
 	}
@@ -103,7 +103,7 @@ func TestNewNode(t *testing.T) {
 		n := wired(t, strings.Replace(unusual, `upstream: "http://127.0.0.1:9"`, "preserve_host: "+preserve+", upstream: "+app.URL, 1))
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		r.Host = "app.example.com:8080"
-		if n.front.ServeHTTP(httptest.NewRecorder(), r); host != want {
+		if n.ServeHTTP(httptest.NewRecorder(), r); host != want {
 			t.Errorf("preserve_host: %s: the app is asked for %q, want %q", preserve, host, want)
 		}
 	}
@@ -262,11 +262,12 @@ func wired(t *testing.T, text string) *node {
 			t.Fatal(err)
 		}
 	}
-	cfg, err := config.Load(filepath.Join(dir, "coatcheck.yaml"))
+	file := filepath.Join(dir, "coatcheck.yaml")
+	cfg, err := config.Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := newNode(t.Context(), cfg, slog.New(slog.NewJSONHandler(io.Discard, nil)), io.Discard)
+	n, err := newNode(t.Context(), file, cfg, output{slog.New(slog.DiscardHandler), new(slog.LevelVar), io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
