@@ -187,7 +187,8 @@ func decode(data []byte) (*coatcheck.Session, error) {
 	}, nil
 }
 
-// split takes the fields that record doesn't have out of a record's coding.
+// split takes the fields that record doesn't have out of a record's coding. It is an error
+// if there are none: then a field's name is no number, though it decodes to one.
 func split(data []byte) (known, unknown []byte, err error) {
 	var fields map[int64]cbor.RawMessage
 	if err := decMode.Unmarshal(data, &fields); err != nil {
@@ -199,6 +200,9 @@ func split(data []byte) (known, unknown []byte, err error) {
 			later[number] = value
 			delete(fields, number)
 		}
+	}
+	if len(later) == 0 {
+		return nil, nil, errors.New("a field that is not numbered")
 	}
 	if known, err = encMode.Marshal(fields); err != nil {
 		return nil, nil, err

@@ -171,6 +171,7 @@ func strangeRecords(t testing.TB) map[string]struct {
 		"a tag":                               {with(t, map[any]any{uint64(5): cbor.Tag{Number: 1000, Content: "x"}}), false},
 		"a version that is text":              {with(t, map[any]any{first: "1"}), false},
 		"a field twice":                       {append([]byte{golden[0] + 1}, append(golden[1:len(golden):len(golden)], 0, 1)...), false},
+		"a field that is no number":           {append([]byte{golden[0] + 1}, append(golden[1:len(golden):len(golden)], 0xf3, 0x61, 'a')...), false},
 		"an indefinite length":                {append([]byte{0xbf}, append(golden[1:len(golden):len(golden)], 0xff)...), false},
 		"bytes behind it":                     {append(golden[:len(golden):len(golden)], 0), false},
 		"cut off":                             {golden[:len(golden)-1], false},

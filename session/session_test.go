@@ -455,7 +455,8 @@ func FuzzLoadCookie(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, line string) {
 		r.probe.forget(func(_ context.Context, op, key string) error {
-			if op != "get" || !ticketForm.MatchString(key+".AAAAAAAAAAAAAAAAAAAAAA") || !strings.Contains(line, key) {
+			// A run may take longer than a use is written down once in.
+			if op != "get" && op != "touch" || !ticketForm.MatchString(key+".AAAAAAAAAAAAAAAAAAAAAA") || !strings.Contains(line, key) {
 				t.Errorf("%s of %q", op, key)
 			}
 			return nil
