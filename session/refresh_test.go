@@ -65,6 +65,44 @@ func TestOneRefresh(t *testing.T) {
 	}
 }
 
+// Between two looks at what a session wants, nothing is missed: not the moment when new
+// tokens are due, and not that from which nobody is served with the old ones.
+func TestRefreshIsInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(int) (bool, error) { time.Sleep(2 * time.Minute); return false, nil })
+		live := nodes[0].wantUser("alice", value)
+		time.Sleep(time.Until(live.Renewal.RetryAt) - lookAgain/2)
+		nodes[0].wantUser("alice", value)
+		if synctest.Wait(); p.uses(t) != 0 {
+			t.Error("refreshed before it is due")
+		}
+		time.Sleep(lookAgain / 2)
+		nodes[0].wantUser("alice", value)
+		if synctest.Wait(); p.uses(t) != 1 {
+			t.Error("not refreshed when it was due")
+		}
+
+		p.setAnswer(nil)
+		bob := nodes[0].enter("bob", p)
+		live = nodes[0].wantUser("bob", bob)
+		lease, err := nodes[0].Leases.Acquire(t.Context(), "refresh-"+nodes[0].name("refresh", live.handle), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Until(live.Tokens.AccessExpiry)+time.Second, func() { _ = lease.Release(t.Context()) })
+		time.Sleep(time.Until(live.Tokens.AccessExpiry) - lookAgain/2)
+		if again := nodes[0].wantUser("bob", bob); again.Tokens.Access != live.Tokens.Access {
+			t.Error("somebody waited while the old token lived")
+		}
+		time.Sleep(lookAgain / 2)
+		if again := nodes[0].wantUser("bob", bob); again.Tokens.Access == live.Tokens.Access {
+			t.Error("served with a token that has ended")
+		}
+	})
+}
+
 // A session in use is refreshed again and again, one that is not isn't.
 func TestRefreshGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
