@@ -78,6 +78,41 @@ func TestMetadataRefused(t *testing.T) {
 	}
 }
 
+// Another configuration goes on with what is known of the same issuer, if it can.
+func TestWith(t *testing.T) {
+	i, p, _ := newPair(t, nil)
+	i.set(func() { i.metadata = map[string]any{"issuer": nil} }) // nothing can be discovered
+	next := p.With(p.Config)
+	if _, err := newBrowser(t).signIn(i, next, "/"); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := p.provider("test")
+	if after, _ := next.provider("test"); after.keys != before.keys {
+		t.Error("the keys were forgotten")
+	}
+	i.set(func() { i.metadata = nil })
+	if err := next.Discover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := p.provider("test"); again != before {
+		t.Error("what the old one goes by has changed")
+	}
+
+	other := p.Config
+	other.Issuer += "/other"
+	if next := p.With(other); next.Ready() == nil {
+		t.Error("another issuer's metadata is taken for this one's")
+	}
+	p.current.TokenAuthMethods = []string{authNone}
+	if next := p.With(p.Config); next.Ready() == nil || !strings.Contains(next.Ready().Error(), "neither") {
+		t.Errorf("a way to authenticate that there is not: %v", next.Ready())
+	}
+	never, _ := newParty(t, i.URL, nil)
+	if next := never.With(never.Config); next.Ready() == nil {
+		t.Error("ready, and nothing was ever discovered")
+	}
+}
+
 func TestMetadataUnreadable(t *testing.T) {
 	evil := newHostile(t)
 	for name, serve := range map[string]http.HandlerFunc{

@@ -9,7 +9,7 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 )
 
-// discoverLimit bounds how long another provider may take to be discovered before the node
+// discoverLimit bounds how long a provider may take to be discovered anew before the node
 // goes by it.
 const discoverLimit = 10 * time.Second
 
@@ -47,7 +47,7 @@ func (n *node) takeOver(ctx context.Context, start func(*runtime)) error {
 	if err != nil {
 		return err
 	}
-	if next.signIn.Issuer != before.signIn.Issuer {
+	if next.signIn.Ready() != nil && (before.signIn.Ready() == nil || next.signIn.Issuer != before.signIn.Issuer) {
 		discovering, cancel := context.WithTimeout(ctx, discoverLimit)
 		defer cancel()
 		if err := next.signIn.Discover(discovering); err != nil {
