@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
@@ -29,6 +30,7 @@ type site struct {
 	dir  string
 	url  string
 	log  *journal
+	idp  *issuer
 	apps map[string]string // their URLs, by name
 	stop func()            // returns when the node has stopped
 }
@@ -45,11 +47,11 @@ routes:
 shutdown: {delay: 0s, grace: 5s}
 `
 
-// newSite starts a site whose issuer answers nothing but its metadata.
+// newSite starts a site.
 func newSite(t *testing.T) *site {
 	t.Helper()
 	survive(t)
-	s := &site{t: t, dir: t.TempDir(), log: &journal{}, apps: map[string]string{}}
+	s := &site{t: t, dir: t.TempDir(), log: &journal{}, idp: newIssuer(t), apps: map[string]string{}}
 	for _, name := range []string{"one", "two"} {
 		app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
@@ -61,7 +63,7 @@ func newSite(t *testing.T) *site {
 		s.apps[name] = app.URL
 	}
 	s.write("secret", "a secret of the tests")
-	s.write("coatcheck.yaml", s.config("one", newIssuer(t)))
+	s.write("coatcheck.yaml", s.config("one", s.idp.URL))
 	file := filepath.Join(s.dir, "coatcheck.yaml")
 	cfg, err := config.Load(file)
 	if err != nil {
@@ -91,15 +93,26 @@ func newSite(t *testing.T) *site {
 	return s
 }
 
-// newIssuer returns the URL of a provider that can be discovered.
-func newIssuer(t *testing.T) string {
+// An issuer is a provider that can be discovered, and that notes the client secrets with which
+// tokens are revoked.
+type issuer struct {
+	*httptest.Server
+	secrets chan string
+}
+
+func newIssuer(t *testing.T) *issuer {
 	t.Helper()
-	var issuer *httptest.Server
-	issuer = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%[1]s/a","token_endpoint":"%[1]s/t","jwks_uri":"%[1]s/j"}`, issuer.URL)
+	i := &issuer{secrets: make(chan string, 10)}
+	i.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/r" {
+			_, secret, _ := r.BasicAuth()
+			i.secrets <- secret
+			return
+		}
+		fmt.Fprintf(w, `{"issuer":%q,"authorization_endpoint":"%[1]s/a","token_endpoint":"%[1]s/t","jwks_uri":"%[1]s/j","revocation_endpoint":"%[1]s/r"}`, i.URL)
 	}))
-	t.Cleanup(issuer.Close)
-	return issuer.URL
+	t.Cleanup(i.Close)
+	return i
 }
 
 func (s *site) config(app, issuer string) string {
@@ -207,29 +220,37 @@ func TestReload(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	s.write("secret", "another secret")
+	s.write("secret", "another-secret")
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	if third := s.wantTaken(second); third.signIn.ClientSecret != "another secret" || second.signIn.ClientSecret == "another secret" {
-		t.Error("the secret of before")
+	third := s.wantTaken(second)
+	live, err := first.sessions.Begin(t.Context(), http.Header{}, http.Header{}, &coatcheck.Session{
+		State: coatcheck.Authenticated, Identity: coatcheck.Identity{Subject: "alice"}, Tokens: coatcheck.Tokens{Refresh: "a token"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := third.sessions.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+		t.Fatal(err)
+	}
+	if secret := <-s.idp.secrets; secret != "another-secret" {
+		t.Errorf("a token is revoked with the secret %q", secret)
 	}
 	if n := s.log.count("going by another configuration"); n != 2 {
 		t.Errorf("taken over %d times", n)
 	}
-	s.change("idle_timeout: 9m", "idle_timeout: 9m, limits: {per_user: 1}", "shutdown:", "log: {level: warn}\nshutdown:")
-	s.wantTaken(s.current.Load())
-	before := s.log.count("")
-	s.page("/")
-	if s.log.count("") != before {
-		t.Error("the log has the level of before")
+	s.idp.Close() // what was discovered is known
+	s.change("shutdown:", "log: {level: warn}\nshutdown:")
+	if fourth := s.wantTaken(third); s.level.Level() != slog.LevelWarn || fourth.front.AccessLog != nil || fourth.signIn.Ready() != nil {
+		t.Errorf("the log's level is %v, the provider: %v", s.level.Level(), fourth.signIn.Ready())
 	}
 }
 
 // What can't be used leaves everything as it was, and says so; what can be is used again.
 func TestReloadRefused(t *testing.T) {
 	s := newSite(t)
-	good := s.config("one", s.current.Load().signIn.Issuer)
+	good := s.config("one", s.idp.URL)
 	for _, bad := range []struct{ name, text, says string }{
 		{"no YAML", good + "\n\t:", "coatcheck.yaml:12"},
 		{"a setting that there is not", good + "\nunknown: 1\n", "unknown"},
@@ -237,7 +258,7 @@ func TestReloadRefused(t *testing.T) {
 			"settings of another node", strings.ReplaceAll(good, "listen: 127.0.0.1:0", "listen: 127.0.0.1:1\nnode: other"),
 			"a running node can't change node, listen: restart it for that",
 		},
-		{"nobody there", strings.ReplaceAll(good, s.current.Load().signIn.Issuer, "http://"+testenv.Loopback(testenv.FreePort(t))), "discovery of"},
+		{"nobody there", strings.ReplaceAll(good, s.idp.URL, "http://"+testenv.Loopback(testenv.FreePort(t))), "discovery of"},
 	} {
 		s.write("coatcheck.yaml", bad.text)
 		s.wantRefused(bad.says)
@@ -257,7 +278,7 @@ func TestReloadRefused(t *testing.T) {
 
 	// Another issuer that does answer is another provider.
 	before := s.current.Load()
-	s.write("coatcheck.yaml", s.config("two", newIssuer(t)))
+	s.write("coatcheck.yaml", s.config("two", newIssuer(t).URL))
 	if next := s.wantTaken(before); next.signIn.Ready() != nil || next.signIn.Issuer == before.signIn.Issuer {
 		t.Errorf("the provider of %s: %v", next.signIn.Issuer, next.signIn.Ready())
 	}
