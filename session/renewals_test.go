@@ -125,7 +125,7 @@ func TestRenewalsAtOnce(t *testing.T) {
 		}
 		time.Sleep(3*3*time.Second + time.Millisecond)
 		for name, value := range values {
-			if live := nodes[0].wantUser(name, value); live.Renewal.Failures > 0 || live.Tokens.AccessExpiry.Sub(time.Now()) < accessLife-time.Minute {
+			if live := nodes[0].wantUser(name, value); live.Renewal.Failures > 0 || time.Until(live.Tokens.AccessExpiry) < accessLife-time.Minute {
 				t.Fatalf("%s has no new tokens: %+v", name, live.Renewal)
 			}
 		}
