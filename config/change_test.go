@@ -1,7 +1,9 @@
 package config
 
 import (
+	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -112,5 +114,24 @@ func TestEverySettingChanges(t *testing.T) {
 	walk("", reflect.ValueOf(root).Elem(), root)
 	if leaves < 50 {
 		t.Errorf("only %d settings were tried", leaves)
+	}
+}
+
+// docs/configuration.md lists what needs a restart, and nothing else.
+func TestDocsListFixed(t *testing.T) {
+	data, err := os.ReadFile("../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile("(?m)^## Which settings need a restart\n(?:.+\n|\n)*?\n((?:[`a-z_., ]+\n)+)\n").FindSubmatch(data)
+	if m == nil {
+		t.Fatal("the docs have no such list")
+	}
+	var listed []string
+	for name := range strings.SplitSeq(strings.Trim(string(m[1]), ".\n"), ",") {
+		listed = append(listed, strings.Trim(name, "` \n"))
+	}
+	if diff := cmp.Diff(fixed, listed); diff != "" {
+		t.Errorf("(-fixed +listed):\n%s", diff)
 	}
 }
