@@ -123,6 +123,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("? ", "\n: x")
 	f.Add("a: &b\n", "\nc: *b")
 	f.Add("- - - ", "\n- {")
+	f.Add("providers: [{#", "}]")
 	f.Add("store: {redis: {", "}}\n\tx")
 	f.Add("%YAML 1.2\n---\n", "\n---\n")
 	f.Fuzz(func(t *testing.T, before, after string) {

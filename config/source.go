@@ -41,7 +41,7 @@ func (s *source) errors(findings []finding) Errors {
 		line := min(max(f.line, 1), len(s.lines))
 		problems[i] = Problem{
 			File:    s.name,
-			Path:    f.path,
+			Path:    hideKey(f.path, s.lines[line-1], hidden[line-1]),
 			Line:    line,
 			Column:  max(f.column, 1),
 			Message: f.message,
@@ -55,6 +55,16 @@ func (s *source) errors(findings []finding) Errors {
 // fail returns the errors of a file that can't be read as YAML.
 func (s *source) fail(line, column int, format string, args ...any) Errors {
 	return s.errors([]finding{{place: place{line, column}, message: fmt.Sprintf(format, args...)}})
+}
+
+// hideKey returns a path without its last key if that stands in a line of which nothing is
+// shown: where a file is broken, what was to be a secret may read as a key.
+func hideKey(path, line string, hidden []span) string {
+	i := strings.LastIndexByte(path, '.') + 1
+	if key := path[i:]; key != "" && len(hidden) > 0 && hidden[0] == (span{0, len(line)}) && strings.Contains(line, key) {
+		return path[:i] + placeholder
+	}
+	return path
 }
 
 // hide returns text without what the file's mask would hide in a line.
