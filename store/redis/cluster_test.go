@@ -66,6 +66,8 @@ func TestCluster(t *testing.T) {
 		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts)})
 	})
 
+	t.Run("TLSRenewed", func(t *testing.T) { testTLSRenewed(t, opts, certs) }) // A-Z9
+
 	// A-Z4
 	t.Run("Reshard", func(t *testing.T) {
 		here, there := open(t, opts), open(t, opts)

@@ -151,6 +151,8 @@ func (s *Store) placeholder() error {
 	return nil
 }
 
+// dial connects, to a sentinel as well. secure says whether TLS is spoken; how is for the
+// files to say.
 func (s *Store) dial(ctx context.Context, addr string, d *net.Dialer, secure *tls.Config) (net.Conn, error) {
 	var conn net.Conn
 	var err error
@@ -158,7 +160,7 @@ func (s *Store) dial(ctx context.Context, addr string, d *net.Dialer, secure *tl
 	case filepath.IsAbs(addr):
 		conn, err = d.DialContext(ctx, "unix", addr)
 	case secure != nil:
-		conn, err = (&tls.Dialer{NetDialer: d, Config: secure}).DialContext(ctx, "tcp", addr)
+		conn, err = (&tls.Dialer{NetDialer: d, Config: s.renewal.config()}).DialContext(ctx, "tcp", addr)
 	default:
 		conn, err = d.DialContext(ctx, "tcp", addr)
 	}

@@ -43,8 +43,8 @@ type Options struct {
 	// deadline, and of over a thousand calls that hang at once some take twice as
 	// long.
 	Timeout time.Duration
-	// Logger is told what the server can't do and coatcheck goes on without. Nil means
-	// nobody.
+	// Logger is told what the server can't do and coatcheck goes on without, and of TLS
+	// files that can't be used any more. Nil means nobody.
 	Logger *slog.Logger
 }
 

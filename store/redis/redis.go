@@ -34,6 +34,7 @@ type Store struct {
 	prefix  string
 	timeout time.Duration
 	log     *slog.Logger
+	renewal renewal // of the TLS files
 
 	current  atomic.Pointer[rueidis.Client] // see redis
 	reached  chan struct{}                  // closed once current is a client of the server
@@ -74,6 +75,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.renewal = renewal{tls: opts.TLS, log: s.log, last: c.TLSConfig}
 	renewed := make(chan struct{})
 	s.renewed.Store(&renewed)
 	s.fillIn(&c)

@@ -58,6 +58,8 @@ func TestSentinel(t *testing.T) {
 		waitUp(t, s)
 	})
 
+	t.Run("TLSRenewed", func(t *testing.T) { testTLSRenewed(t, opts, certs) }) // A-Z9
+
 	t.Run("Conformance", func(t *testing.T) {
 		storetest.RunWatcher(t, storetest.WatcherHarness{Open: opener[storetest.WatchedStore](opts)})
 	})
