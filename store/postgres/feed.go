@@ -86,9 +86,9 @@ func (s *Store) listen(ctx context.Context, e ear) error {
 
 // listenOnce listens until it no longer can. It calls heard each time it is sure to hear.
 func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
-	conn, err := pgx.ConnectConfig(ctx, s.config.Copy())
+	conn, err := s.connect(ctx, s.config.Copy())
 	if err != nil {
-		return attempts{err}
+		return err
 	}
 	defer s.hangUp(conn)
 	own := fmt.Sprintf("coatcheck_beat_%016x", rand.Uint64())

@@ -93,9 +93,9 @@ func (s *Store) migrate(ctx context.Context) error {
 	config := s.config.Copy()
 	config.RuntimeParams["statement_timeout"] = "0"
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
-	conn, err := pgx.ConnectConfig(ctx, config)
+	conn, err := s.connect(ctx, config)
 	if err != nil {
-		return attempts{err}
+		return err
 	}
 	// The lock ends with the connection.
 	defer s.hangUp(conn)

@@ -41,6 +41,11 @@ type Options struct {
 	// sslnegotiation, target_session_attrs, application_name, and search_path, which
 	// names the one schema that is used. Without sslmode it is verify-full, or prefer
 	// where all hosts are this machine's loopback.
+	//
+	// The files of sslrootcert, sslcert and sslkey are read again for each connection that
+	// is made, so what is renewed needs no restart. While one of them is missing or wrong,
+	// or the key is not the certificate's, all of them count as they were read last. What
+	// is connected stays so.
 	URL      string
 	Password coatcheck.Secret
 	// Timeout bounds every call but Migrate, Watch and Follow, on top of the caller's own
@@ -49,7 +54,8 @@ type Options struct {
 	// MaxConns bounds the connections of calls. Each Watch and Follow has one more. Zero
 	// means DefaultMaxConns.
 	MaxConns int
-	// Logger is told when the reaper fails and when a feed breaks. Nil: nobody is.
+	// Logger is told when the reaper fails, when a feed breaks, and of TLS files that can't
+	// be used any more. Nil: nobody is.
 	Logger *slog.Logger
 }
 
@@ -81,6 +87,11 @@ func (o Options) config(timeout time.Duration) (*pgxpool.Config, string, error) 
 	pool, err := pgxpool.ParseConfig(keywords(settings))
 	if err != nil {
 		return nil, "", explain(err)
+	}
+	for _, file := range []string{settings["sslrootcert"], settings["sslcert"]} {
+		if err := complete(file); err != nil {
+			return nil, "", err
+		}
 	}
 	pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 10
 	c := pool.ConnConfig
@@ -151,6 +162,9 @@ func parseURL(text string) (map[string]string, error) {
 		"host": strings.Join(hosts, ","), "port": strings.Join(ports, ","),
 		"user": u.User.Username(), "dbname": strings.TrimPrefix(u.Path, "/"),
 		"sslmode": "verify-full", "target_session_attrs": "any",
+		// Those in ~/.postgresql don't count: one that goes from there would lower what is
+		// verified.
+		"sslrootcert": "", "sslcert": "", "sslkey": "",
 		"application_name": "coatcheck", "search_path": DefaultSchema,
 	}
 	if settings["user"] == "" || settings["dbname"] == "" {

@@ -17,6 +17,9 @@ func TestURLs(t *testing.T) {
 	t.Setenv("PGPASSWORD", "of-the-environment")
 	t.Setenv("PGOPTIONS", "-c statement_timeout=0")
 	t.Setenv("PGSSLMODE", "disable")
+	t.Setenv("PGSSLROOTCERT", "/of-the-environment.pem")
+	t.Setenv("PGSSLCERT", "/of-the-environment.pem")
+	t.Setenv("PGSSLKEY", "/of-the-environment.pem")
 	const (
 		wrongHosts   = "error: the url must name its hosts with commas between them"
 		wrongNames   = "error: the url must name a user and a database"
@@ -132,33 +135,5 @@ func TestPassword(t *testing.T) {
 		} else if strings.Contains(err.Error(), tc.password.Reveal()) && tc.password != "" {
 			t.Errorf("Ping shows the password: %v", err)
 		}
-	}
-}
-
-func TestTLS(t *testing.T) {
-	t.Parallel()
-	certs, others := testenv.NewCertificates(t), testenv.NewCertificates(t)
-	server := testenv.StartPostgres(t, testenv.PostgresOptions{Certificates: certs})
-	plain := strings.TrimSuffix(server.URL(), "?sslmode=disable")
-	ours := "&sslcert=" + certs.CertFile + "&sslkey=" + certs.KeyFile
-	for _, tc := range []struct{ name, url, fails string }{
-		{"verified", plain + "?sslmode=verify-full&sslrootcert=" + certs.CAFile + ours, ""},
-		{"another name", strings.Replace(plain, "127.0.0.1", "localhost", 1) + "?sslmode=verify-full&sslrootcert=" + certs.CAFile + ours, "certificate"},
-		{"another authority", plain + "?sslmode=verify-full&sslrootcert=" + others.CAFile + ours, "certificate"},
-		{"the system's authorities", plain + "?sslmode=verify-full" + ours, "certificate"},
-		{"without a certificate", plain + "?sslmode=verify-full&sslrootcert=" + certs.CAFile, "certificate"},
-		{"without encryption", plain + "?sslmode=disable", "no pg_hba.conf entry"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			s := open(t, Options{URL: tc.url})
-			switch err := s.Ping(t.Context()); {
-			case err == nil:
-				t.Error("Ping without a schema succeeded")
-			case tc.fails == "" && !strings.Contains(err.Error(), howTo):
-				t.Errorf("Ping: %v", err)
-			case !strings.Contains(err.Error(), tc.fails):
-				t.Errorf("Ping: %v, want %q", err, tc.fails)
-			}
-		})
 	}
 }

@@ -40,7 +40,8 @@ var _ store.Backend = (*Store)(nil)
 // A Store is a store.Backend in PostgreSQL.
 type Store struct {
 	pool    *pgxpool.Pool
-	config  *pgx.ConnConfig // of connections outside the pool
+	config  *pgx.ConnConfig // of connections outside the pool; see connect
+	renewal renewal         // of the TLS files
 	schema  string
 	timeout time.Duration
 	log     *slog.Logger
@@ -77,6 +78,8 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s.schema, s.config = schema, pool.ConnConfig.Copy()
+	s.renewal = renewal{opts: opts, timeout: s.timeout, log: s.log, last: pool.ConnConfig.Copy()}
+	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { s.renewal.apply(c); return nil }
 	pool.MaxConns = DefaultMaxConns
 	if opts.MaxConns > 0 {
 		pool.MaxConns = int32(min(opts.MaxConns, math.MaxInt32))
@@ -88,6 +91,16 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 	s.stop = stop
 	s.reaper.Go(func() { s.reap(reaping) })
 	return s, nil
+}
+
+// connect makes a connection outside the pool.
+func (s *Store) connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
+	s.renewal.apply(config)
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, attempts{err}
+	}
+	return conn, nil
 }
 
 // Close implements store.Store. It waits for the calls under way.
