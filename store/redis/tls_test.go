@@ -135,12 +135,15 @@ func TestTLSRenewed(t *testing.T) {
 // Files that are wrong change nothing, and the log is told once what is wrong. A-Z9
 func TestTLSBroken(t *testing.T) {
 	t.Parallel()
-	certs, others := testenv.NewCertificates(t), testenv.NewCertificates(t)
-	server := testenv.StartRedis(t, testenv.RedisOptions{Certificates: certs})
-	files := newTLSFiles(t, certs)
+	old, certs, others := testenv.NewCertificates(t), testenv.NewCertificates(t), testenv.NewCertificates(t)
+	server := testenv.StartRedis(t, testenv.RedisOptions{Certificates: old})
+	files := newTLSFiles(t, old)
 	var log logged
 	s := open(t, Options{URL: server.URL(), TLS: &files.TLS, Logger: log.logger()})
 	waitUp(t, s)
+	present(server, certs)
+	files.install(certs)
+	reconnect(t, s, server)
 
 	const warning, over = "level=WARN msg=\"the TLS files of Redis can't be used; ", "level=INFO msg=\"the TLS files of Redis can be used again"
 	remove := func(file string) {
