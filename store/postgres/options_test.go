@@ -31,6 +31,7 @@ func TestURLs(t *testing.T) {
 		{"postgres://app@db.example/web", "app@db.example:5432/web verify-full"},
 		{"postgresql://app@db.example:6432/web", "app@db.example:6432/web verify-full"},
 		{"postgres://app@db.example/web?sslmode=disable", "app@db.example:5432/web plain"},
+		{"postgres://app@db.example/web?sslrootcert=system", "app@db.example:5432/web verify-full"},
 		{"postgres://app@db.example/web?sslmode=require", "app@db.example:5432/web unverified"},
 		{"postgres://app@127.0.0.1/web", "app@127.0.0.1:5432/web unverified or 127.0.0.1:5432 plain"},
 		{"postgres://app@[::1]:7/web", "app@::1:7/web unverified or ::1:7 plain"},

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
@@ -196,6 +197,30 @@ func TestTLSBroken(t *testing.T) {
 	reconnect(t, s, server)
 	if n := strings.Count(log.String(), warning); n != len(breaks)+2 {
 		t.Errorf("%d warnings after one trouble became another, want %d:\n%s", n, len(breaks)+2, &log)
+	}
+}
+
+// Connections that are made at once share what is read, and one warning.
+func TestTLSBrokenAtOnce(t *testing.T) {
+	files := newTLSFiles(t, testenv.NewCertificates(t))
+	before, err := files.config()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files.write(files.CAFile, "")
+	var log logged
+	r := renewal{tls: &files.TLS, log: log.logger(), last: before}
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			if r.config() != before {
+				t.Error("what was read before is not used")
+			}
+		})
+	}
+	wg.Wait()
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines, want 1:\n%s", n, &log)
 	}
 }
 
