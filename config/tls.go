@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"strings"
@@ -33,14 +34,14 @@ func (v *validator) certificates() {
 }
 
 func (v *validator) authorities(path, file string) {
-	if text, ok := v.pem(path, file); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
+	if text, ok := v.certificatesIn(path, file); ok && !x509.NewCertPool().AppendCertsFromPEM(text) {
 		v.refuse(path, "%s: holds no certificate in PEM", v.src.hide(file))
 	}
 }
 
 // keyPair reads a certificate and its key, if they are named.
 func (v *validator) keyPair(certPath, certFile, keyPath, keyFile string) {
-	cert, certOK := v.pem(certPath, certFile)
+	cert, certOK := v.certificatesIn(certPath, certFile)
 	key, keyOK := v.pem(keyPath, keyFile)
 	if !certOK || !keyOK {
 		return
@@ -49,6 +50,17 @@ func (v *validator) keyPair(certPath, certFile, keyPath, keyFile string) {
 	if _, err := tls.X509KeyPair(cert, key); err != nil {
 		v.refuse(certPath, "%s with the key %s: %s", v.src.hide(certFile), v.src.hide(keyFile), strings.TrimPrefix(err.Error(), "tls: "))
 	}
+}
+
+// certificatesIn reads a file of certificates, if one is named. What crypto makes of one that
+// is cut off is a shorter list.
+func (v *validator) certificatesIn(path, file string) ([]byte, bool) {
+	text, ok := v.pem(path, file)
+	if ok && bytes.Count(text, []byte("-----BEGIN CERTIFICATE-----")) != bytes.Count(text, []byte("-----END CERTIFICATE-----")) {
+		v.refuse(path, "%s: is cut off in the midst of a certificate", v.src.hide(file))
+		return nil, false
+	}
+	return text, ok
 }
 
 // pem reads a file, if one is named.

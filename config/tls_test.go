@@ -46,6 +46,7 @@ func loadStore(t *testing.T, store string) (cfg *Config, dir string, err error) 
 	write(t, dir, "key.pem", key, 0o600)
 	write(t, dir, "open.pem", key, 0o644)
 	write(t, dir, "other-key.pem", otherKey, 0o600)
+	write(t, dir, "cut.pem", cert+cert[:len(cert)/2], 0o644)
 	write(t, dir, "words", "hunter2\n", 0o600)
 	write(t, dir, "large.pem", strings.Repeat("#", maxPEM+1), 0o600)
 	cfg, err = Load(write(t, dir, "coatcheck.yaml", fmt.Sprintf(`
@@ -107,6 +108,13 @@ func TestCertificates(t *testing.T) {
 			[]string{
 				"store.redis.tls.ca_file: DIR/large.pem: the file is too large",
 				"store.redis.tls.cert_file: DIR: not a regular file",
+			},
+		},
+		{
+			"cut off", `{driver: redis, redis: {url: "rediss://a", tls: {ca_file: cut.pem, cert_file: cut.pem, key_file: key.pem}}}`,
+			[]string{
+				"store.redis.tls.ca_file: DIR/cut.pem: is cut off in the midst of a certificate",
+				"store.redis.tls.cert_file: DIR/cut.pem: is cut off in the midst of a certificate",
 			},
 		},
 		{
