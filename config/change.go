@@ -3,6 +3,8 @@ package config
 import (
 	"reflect"
 	"strings"
+
+	"github.com/coatcheck/coatcheck"
 )
 
 // fixed are the settings that a node goes by for as long as it runs: with others it would be
@@ -13,21 +15,35 @@ var fixed = []string{
 }
 
 // Changes returns the settings that next has other values for, as paths in the file in its
-// order: session.idle_timeout. A list, like routes, is one setting.
+// order: session.idle_timeout, routes[1].allow.groups. A list that has become longer or
+// shorter is one setting. A secret goes by the name of the file or variable that holds it.
 func (c *Config) Changes(next *Config) []string {
 	return changes(nil, "", reflect.ValueOf(c).Elem(), reflect.ValueOf(next).Elem())
 }
 
 func changes(list []string, path string, a, b reflect.Value) []string {
-	for i := range a.NumField() {
-		name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("yaml"), ",")
-		if name == "" { // not a setting
-			continue
-		}
-		if a, b := a.Field(i), b.Field(i); a.Kind() == reflect.Struct {
-			list = changes(list, path+name+".", a, b)
-		} else if !reflect.DeepEqual(a.Interface(), b.Interface()) {
-			list = append(list, path+name)
+	for f := range fields(a.Type()) {
+		name, was, is := path+f.name, a.FieldByIndex(f.Index), b.FieldByIndex(f.Index)
+		switch {
+		case structOf(f.Type) == nil:
+			if reflect.DeepEqual(was.Interface(), is.Interface()) {
+				continue
+			}
+			if f.Type == reflect.TypeFor[coatcheck.Secret]() {
+				name += "_env"
+				if b.FieldByName(f.Name+"File").String() != "" {
+					name = path + f.name + "_file"
+				}
+			}
+			list = append(list, name)
+		case was.Kind() == reflect.Struct:
+			list = changes(list, name+".", was, is)
+		case was.Len() != is.Len():
+			list = append(list, name)
+		default:
+			for i := range was.Len() {
+				list = changes(list, element(name, i)+".", was.Index(i), is.Index(i))
+			}
 		}
 	}
 	return list

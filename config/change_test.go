@@ -35,14 +35,23 @@ routes: [{path: /, upstream: "http://127.0.0.1:9"}]
 	}
 	next := parse(text + "session: {idle_timeout: 7m, cookie: {name: ticket}}\nstore: {max_concurrent: 5}\nallow: {groups: [a]}\n")
 	next.Providers[0].ClientSecret = coatcheck.Secret("another")
+	next.Store.Redis.Password, next.Store.Redis.PasswordFile = "another", "file"
+	c.Store.Redis.PasswordFile = "file"
 	next.Routes[0].Timeout = time.Second
 	list := c.Changes(next)
 	slices.Sort(list)
-	want := []string{"allow.groups", "providers", "routes", "session.cookie.name", "session.idle_timeout", "store.max_concurrent"}
+	want := []string{
+		"allow.groups", "providers[0].client_secret_env", "routes[0].timeout", "session.cookie.name", "session.idle_timeout",
+		"store.max_concurrent", "store.redis.password_file",
+	}
 	if diff := cmp.Diff(want, list); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"session.cookie.name", "store.max_concurrent"}, Fixed(list)); diff != "" {
+	next.Routes = append(next.Routes, next.Routes...)
+	if all := c.Changes(next); !slices.Contains(all, "routes") || slices.Contains(all, "routes[0].timeout") {
+		t.Errorf("another route: %v", all)
+	}
+	if diff := cmp.Diff([]string{"session.cookie.name", "store.max_concurrent", "store.redis.password_file"}, Fixed(list)); diff != "" {
 		t.Errorf("fixed (-want +got):\n%s", diff)
 	}
 }
@@ -100,6 +109,9 @@ func TestEverySettingChanges(t *testing.T) {
 				t.Fatalf("%s%s is a %s", path, name, f.Kind())
 			}
 			setting := path + name
+			if f.Type() == reflect.TypeFor[coatcheck.Secret]() {
+				setting += "_env"
+			}
 			list := new(Config).Changes(root)
 			if !slices.Equal(list, []string{setting}) {
 				t.Errorf("%s changes, and told is %v", setting, list)

@@ -84,6 +84,7 @@ func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 	r.busy++
 	r.running.Go(func() {
 		for a != nil {
+			m := m.latest.Load() // another one may have taken over while the attempt waited
 			m.makeAttempt(a)
 			a = m.finishAttempt(a)
 		}

@@ -358,8 +358,8 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 	left := time.Duration(c.ends.Load() - instantOf(now))
 	if wait := left - (want - slack); wait >= 0 {
 		// As long as the absolute end is not nearer than the idle end may be, it is known
-		// when to look again.
-		c.untouch.Store(instantOf(now.Add(min(wait, max(until-m.Idle, 0)))))
+		// when to look again. With another idle timeout it may be sooner, so it is soon.
+		c.untouch.Store(instantOf(now.Add(min(wait, max(until-m.Idle, 0), m.slack))))
 		return nil
 	}
 	if !c.touching.CompareAndSwap(false, true) {

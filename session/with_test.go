@@ -75,6 +75,25 @@ func TestWithAnotherIdle(t *testing.T) {
 	})
 }
 
+// A session in use slides on when the idle timeout was shorter for a while.
+func TestWithAShorterIdleForAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := newHearing(t)
+		before.run(t)
+		alice := before.signIn("alice")
+		time.Sleep(time.Minute)
+		shorter := before.with(func(o *Options) { o.Idle = time.Minute })
+		shorter.wantUser("alice", alice) // 29 minutes are left, which is enough for now
+		restored := shorter.with(func(o *Options) { o.Idle = idle })
+		for range idle / time.Minute {
+			time.Sleep(time.Minute)
+			restored.wantUser("alice", alice)
+		}
+		time.Sleep(2 * time.Minute)
+		restored.wantUser("alice", alice)
+	})
+}
+
 // Whatever manager a stream began with, it ends with its session, and in an outage by the
 // grace of the manager that has taken over.
 func TestStreamsWith(t *testing.T) {
@@ -141,7 +160,8 @@ func TestUpkeepWith(t *testing.T) {
 	})
 }
 
-// A session's tokens are refreshed where the manager says that loads it, and whether the
+// A session's tokens are refreshed where the manager says that has taken over, though another
+// one began to want that, and whether the
 // provider is asked anew is decided for a session that is hot already, too.
 func TestRefreshWith(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -158,6 +178,7 @@ func TestRefreshWith(t *testing.T) {
 		if synctest.Wait(); second.checks+first.checks != 0 {
 			t.Errorf("asked though nobody wants to: %d, %d", first.checks, second.checks)
 		}
+		after.TakeOver()
 		after.wantUser("alice", alice)
 		if synctest.Wait(); second.checks != 1 || first.checks != 0 {
 			t.Errorf("asked: %d, %d", first.checks, second.checks)
@@ -166,6 +187,11 @@ func TestRefreshWith(t *testing.T) {
 		after.wantUser("alice", alice)
 		if len(first.sent) != 0 || len(second.sent) != 1 {
 			t.Errorf("refreshed: %d, %d", len(first.sent), len(second.sent))
+		}
+		time.Sleep(accessLife)
+		before.wantUser("alice", alice)
+		if len(first.sent) != 0 || len(second.sent) != 2 {
+			t.Errorf("refreshed by a request of before: %d, %d", len(first.sent), len(second.sent))
 		}
 	})
 }

@@ -31,6 +31,7 @@ type devCmd struct {
 // ends. The proxy is an ordinary node with an ordinary configuration file, which
 // stays to be looked at in the data folder.
 func (c devCmd) Run(ctx context.Context, con console) (err error) {
+	defer catchHangups()()
 	if err := loopbackOnly(c.Listen); err != nil {
 		return err
 	}

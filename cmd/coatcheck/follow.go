@@ -23,6 +23,15 @@ const (
 	lookEvery = 30 * time.Second
 )
 
+// catchHangups keeps SIGHUP from ending the process until stop is called. It asks a node to
+// read its files again; one that only begins will do so anyway, and one that leaves has no use
+// for them.
+func catchHangups() (stop func()) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	return func() { signal.Stop(hangup) }
+}
+
 // followFile calls read when it begins, which may be after a change, and then whenever the
 // file has changed, on SIGHUP, and every now and then, until ctx ends. asked says that
 // somebody waits for an answer: on SIGHUP, or because the file has changed.

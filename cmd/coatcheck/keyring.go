@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/signal"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/coatcheck/coatcheck/cluster"
@@ -95,8 +92,6 @@ func (k *keyring) run(ctx context.Context) {
 	}
 	if k.file != "" {
 		tasks.Go(func() { followFile(ctx, k.file, k.logger, k.load) })
-	} else {
-		tasks.Go(func() { k.answerHangups(ctx) })
 	}
 	if k.members != nil { // their reports tell when to look
 		return
@@ -113,21 +108,6 @@ func (k *keyring) run(ctx context.Context) {
 	}
 }
 
-// answerHangups says that SIGHUP changes nothing where there is no file to read.
-func (k *keyring) answerHangups(ctx context.Context) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			k.logger.Info("SIGHUP: the key ring is from the environment, which a process reads once")
-		}
-	}
-}
-
 // load reads the file again. What can't be used leaves the ring as it is; the log says so
 // if somebody has asked for it to be read, or if it is news.
 func (k *keyring) load(asked bool) {
@@ -140,7 +120,7 @@ func (k *keyring) load(asked bool) {
 	if err != nil {
 		if text := err.Error(); asked || text != k.lastFail {
 			k.lastFail = text
-			k.logger.Error("the key ring's file can't be used: going on with the keys of before", "file", k.file, "error", explain(err))
+			k.logger.Error("the key ring's file can't be used: going on with the keys it had", "file", k.file, "error", explain(err))
 		}
 		return
 	}

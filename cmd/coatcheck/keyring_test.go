@@ -247,26 +247,6 @@ func TestBadKeysAreRefused(t *testing.T) {
 	}
 }
 
-// A ring from the environment is not read again, and SIGHUP does not end the process.
-func TestKeysFromTheEnvironment(t *testing.T) {
-	ring := seal.NewRing()
-	log := &journal{}
-	cfg := &config.Config{Keys: config.Keys{Env: "RING"}, Store: config.Store{Driver: config.DriverSQLite}}
-	k := newKeyring(cfg, ring, memory.New(), time.Now, func() {}, slog.New(slog.NewTextHandler(log, nil)))
-	ctx, stop := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { k.run(ctx) })
-	survive(t)
-	await(t, "a word about it", func() bool {
-		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
-			t.Fatal(err)
-		}
-		return log.count("is from the environment") > 0
-	})
-	stop()
-	running.Wait()
-}
-
 // A single node needs nobody's word for a new key, but its time must have come.
 func TestSingleNodePromotes(t *testing.T) {
 	first := seal.NewRing()

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,49 +18,70 @@ const discoverLimit = 10 * time.Second
 // reload reads the configuration again and goes by it, or says why not and goes on with the
 // one it has. start begins what runs beside the requests of a runtime.
 func (n *node) reload(ctx context.Context, asked bool, start func(*runtime)) {
-	err := n.takeOver(ctx, start)
-	n.failed.Store(err != nil)
+	changed, err := n.takeOver(ctx, start)
+	failed := n.failed.Swap(err != nil)
+	switch {
+	case err != nil && ctx.Err() != nil:
+	case err != nil:
+		if text := explainLoad(err); asked || text != n.lastFail {
+			n.lastFail = text
+			n.logger.Error("the configuration can't be used: going on with the one it had", "file", n.file, "error", text)
+		}
+	case changed == nil && failed:
+		n.logger.Info("the configuration is the one that the node goes by again", "file", n.file)
+	case changed == nil && asked:
+		n.logger.Info("the configuration has not changed", "file", n.file)
+	}
 	if err == nil {
 		n.lastFail = ""
-		return
-	}
-	if text := err.Error(); (asked || text != n.lastFail) && ctx.Err() == nil {
-		n.lastFail = text
-		n.logger.Error("the configuration can't be used: going on with the one of before", "file", n.file, "error", text)
 	}
 }
 
+// explainLoad is an error of takeOver in one line.
+func explainLoad(err error) string {
+	var problems config.Errors
+	if !errors.As(err, &problems) {
+		return err.Error()
+	}
+	lines := make([]string, len(problems))
+	for i, p := range problems {
+		p.File, p.Excerpt = "", ""
+		lines[i] = strings.TrimPrefix(p.String(), ":")
+	}
+	return strings.Join(lines, "; ")
+}
+
 // takeOver builds what the configuration in the file comes to, beside what serves, and swaps
-// them. An error leaves everything as it was.
-func (n *node) takeOver(ctx context.Context, start func(*runtime)) error {
+// them. It returns the settings that have changed. An error leaves everything as it was.
+func (n *node) takeOver(ctx context.Context, start func(*runtime)) (changed []string, err error) {
 	cfg, err := config.Load(n.file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	before := n.current.Load()
-	settings := before.cfg.Changes(cfg)
-	if len(settings) == 0 {
-		return nil
+	changed = before.cfg.Changes(cfg)
+	if len(changed) == 0 {
+		return nil, nil
 	}
-	if fixed := config.Fixed(settings); len(fixed) > 0 {
-		return fmt.Errorf("a running node can't change %s: restart it for that", strings.Join(fixed, ", "))
+	if fixed := config.Fixed(changed); len(fixed) > 0 {
+		return nil, fmt.Errorf("a running node can't change %s: restart it for that", strings.Join(fixed, ", "))
 	}
 	next, err := n.build(cfg, before)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if next.signIn.Ready() != nil && (before.signIn.Ready() == nil || next.signIn.Issuer != before.signIn.Issuer) {
 		discovering, cancel := context.WithTimeout(ctx, discoverLimit)
 		defer cancel()
 		if err := next.signIn.Discover(discovering); err != nil {
-			return err
+			return nil, err
 		}
 	}
 
 	n.taking.Lock()
 	defer n.taking.Unlock()
 	if n.leaving {
-		return nil
+		return nil, nil
 	}
 	start(next)
 	n.apps.keep(next.apps)
@@ -66,9 +89,11 @@ func (n *node) takeOver(ctx context.Context, start func(*runtime)) error {
 	next.sessions.TakeOver()
 	n.current.Store(next)
 	before.stop()
-	n.logger.Info("going by another configuration", "file", n.file, "changed", settings)
+	n.logger.Info("going by another configuration", "file", n.file, "changed", changed)
 	for _, w := range cfg.Warnings() {
-		n.logger.Warn("configuration", "warning", w)
+		if !slices.Contains(before.cfg.Warnings(), w) {
+			n.logger.Warn("configuration", "warning", w)
+		}
 	}
-	return nil
+	return changed, nil
 }

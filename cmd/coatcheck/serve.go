@@ -19,6 +19,7 @@ type serveCmd struct {
 
 // Run serves until the context ends, then drains.
 func (c serveCmd) Run(ctx context.Context, con console) error {
+	defer catchHangups()()
 	cfg, err := load(c.Config)
 	if err != nil {
 		return err
