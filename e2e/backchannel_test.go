@@ -159,6 +159,7 @@ func TestBackChannelLogout(t *testing.T) {
 
 // A-L4: what is open ends with the provider's session, on every node.
 func TestBackChannelLogoutClosesStreams(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLogoutCluster(t, clusterOptions{}, asItIs)
 	b := testenv.NewBrowser(t)
 	alice, err := newGuest(t, b, c.url, "alice")
@@ -247,6 +248,7 @@ func (p *tap) last(t *testing.T, n int) (body string, status int) {
 // A-L9: what has ended a session can't end the one after it. And no node says "ended" while
 // the store can't be reached: the logout works when it comes again, at any node.
 func TestBackChannelLogoutAgain(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	taps, uri := startTap(t)
 	c := startLogoutCluster(t, clusterOptions{}, uri)
 	s := newSender(t)
@@ -312,6 +314,7 @@ func TestBackChannelLogoutAgain(t *testing.T) {
 // A-L5 to A-L13 at a running node: whatever strangers send ends nothing, and the front
 // channel ends what it names.
 func TestLogoutByStrangers(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLogoutCluster(t, clusterOptions{}, asItIs)
 	s := newSender(t)
 	alice, bob := signInGuest(t, c.url, "alice"), signInGuest(t, c.url, "bob")

@@ -39,6 +39,7 @@ func startFront(t *testing.T) front {
 
 // TestBrowserDev is what everybody does first: `coatcheck dev`, and a look at it.
 func TestBrowserDev(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	addr := testenv.Loopback(testenv.FreePort(t))
 	public := "http://" + addr
 	testenv.Start(t, testenv.Command{
@@ -124,6 +125,7 @@ func TestBrowserDev(t *testing.T) {
 // TestBrowserDevProvider looks at the development provider's pages that a sign-in does
 // not lead to.
 func TestBrowserDevProvider(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	public := "http://" + testenv.Loopback(port)
 	provider := startDevProvider(t, public)
@@ -162,6 +164,7 @@ func TestBrowserDevProvider(t *testing.T) {
 // TestBrowserCookies: what a real browser keeps on https, and what is left of it after
 // signing out.
 func TestBrowserCookies(t *testing.T) { // A-C17
+	t.Parallel() // it waits, mostly
 	for _, tt := range []struct {
 		name, host, domain, cookie, second string
 	}{
@@ -228,6 +231,7 @@ func TestBrowserCookies(t *testing.T) { // A-C17
 // TestBrowserForeignSignOut: a page of another site can ask for a sign-out in every way
 // a browser has, and only the person can answer.
 func TestBrowserForeignSignOut(t *testing.T) { // A-L2
+	t.Parallel() // it waits, mostly
 	f := startFront(t)
 	provider := startDevProvider(t, f.url)
 	startNode(t, nodeOptions{port: f.port, public: f.url, secure: true, upstream: startApp(t, "app"), client: provider}).awaitSignIn()
@@ -278,6 +282,7 @@ func TestBrowserForeignSignOut(t *testing.T) { // A-L2
 // TestBrowserTabs: sign-ins in two tabs don't disturb each other, and going back
 // afterwards explains itself.
 func TestBrowserTabs(t *testing.T) { // A-O4
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	public := "http://" + testenv.Loopback(port)
 	startNode(t, nodeOptions{port: port, upstream: startApp(t, "app"), client: startDevProvider(t, public)}).awaitSignIn()
@@ -316,6 +321,7 @@ func TestBrowserTabs(t *testing.T) { // A-O4
 // finds the way to another one, though the provider would sign the same one in again
 // without a word.
 func TestBrowserOtherAccount(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	public := "http://" + testenv.Loopback(port)
 	for _, tt := range []struct{ name, more, routes string }{
@@ -350,6 +356,7 @@ func TestBrowserOtherAccount(t *testing.T) {
 
 // TestBrowserScripts: a script whose session has ended gets an answer that it can read.
 func TestBrowserScripts(t *testing.T) { // A-O15
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	public := "http://" + testenv.Loopback(port)
 	startNode(t, nodeOptions{port: port, upstream: startApp(t, "app"), client: startDevProvider(t, public)}).awaitSignIn()

@@ -29,6 +29,7 @@ func startLimited(t *testing.T, limits, more string) *cluster {
 // A-S3: with a limit of two, the third sign-in signs the first one out, and the person who
 // sat there is told why: on the next page, to a script, and to an open WebSocket.
 func TestBrowserIsEvicted(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLimited(t, "{per_user: 2, on_limit: evict_oldest}", "")
 	b := openBrowser(t)
 	b.open(c.url + "/page?x=1")
@@ -77,6 +78,7 @@ func TestBrowserIsEvicted(t *testing.T) {
 
 // A-S3: the same limit, where nobody gives way.
 func TestBrowserIsDenied(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLimited(t, "{per_user: 2, on_limit: deny}", "")
 	first, second := signInGuest(t, c.url, "alice"), signInGuest(t, c.url, "alice")
 	b := openBrowser(t)

@@ -194,6 +194,7 @@ func TestHAProxyExample(t *testing.T) {
 
 // What goes wrong on purpose says what is wrong.
 func TestHAProxyExampleWithMistakes(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	testenv.RequireTool(t, "haproxy")
 	tests := []struct{ share, says, fix string }{
 		{"off", "The servers of this site don't share their keys", "keys.file"},
@@ -241,6 +242,7 @@ func TestExampleSaysThatAPortIsTaken(t *testing.T) {
 
 // A-F1, A-F3, A-F4, A-F5, A-H2, A-H12, A-O15, A-P9: nginx asks, and its app is told.
 func TestNginxExample(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	testenv.RequireTool(t, "nginx")
 	x := startExample(t, "nginx", []string{"PORT", "NODE_PORT", "ADMIN_PORT", "PROVIDER_PORT", "APP_PORT"})
 	ctx := t.Context()

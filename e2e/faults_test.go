@@ -222,6 +222,7 @@ func TestStoreDown(t *testing.T) {
 // A-Z12, A-L14: without the provider nobody can sign in, everybody else is served, and
 // signing out here works.
 func TestProviderDown(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	provider, c := startProvider(t, "http://"+testenv.Loopback(port))
 	provider.Stop()

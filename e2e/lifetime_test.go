@@ -14,6 +14,7 @@ import (
 // absolute timeout whatever is done with it: at most idle/20 early, never late. The store
 // decides: the cookie is sent on and on, as no browser would.
 func TestLifetimes(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	const idle, absolute = 2 * time.Second, 6 * time.Second
 	lifetimes := fmt.Sprintf("session: {idle_timeout: %s, absolute_timeout: %s}\n", idle, absolute)
 	for _, driver := range []string{"sqlite", "redis"} {

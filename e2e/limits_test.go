@@ -17,6 +17,7 @@ import (
 // A-S4: fifty sign-ins of one person at once, over three nodes, with a limit of two. After
 // each one that is acknowledged, no more than two of all sessions can be used.
 func TestParallelSignIns(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	for _, onLimit := range []string{"deny", "evict_oldest", "evict_idle"} {
 		t.Run(onLimit, func(t *testing.T) {
 			// What a near cache adds, at most its lease, is looked at elsewhere: here every

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -55,9 +56,14 @@ func run(m *testing.M) (code int, err error) {
 	}
 
 	// Every process that a test starts writes the races it finds to a file of its own,
-	// wherever its output goes.
+	// wherever its output goes. Its goroutines go on for a while after its end, so that it
+	// finds more; the usual second would be most of the time that many a test takes.
 	races := filepath.Join(dir, "race")
-	if err := os.Setenv("GORACE", "log_path="+races); err != nil {
+	if err := os.Setenv("GORACE", "log_path="+races+" atexit_sleep_ms=100"); err != nil {
+		return 0, err
+	}
+	// Tests that run side by side wait, mostly, and leave the machine to each other.
+	if err := flag.Set("test.parallel", "4"); err != nil {
 		return 0, err
 	}
 	code = m.Run()

@@ -13,6 +13,7 @@ import (
 
 // Who may sign in at all gets a session, nobody else does; and a route may ask for more.
 func TestAllow(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	_, c := startProvider(t, "http://"+testenv.Loopback(port))
 	var reached atomic.Int32

@@ -198,6 +198,7 @@ func (x *suspect) callback() request {
 // A-D1: whatever happens, no secret is in a log, a metric or a page, at the level at
 // which most is written. What is in the store says nothing without the tickets.
 func TestSecretsStaySecret(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	const password = "canary of Redis"
 	port := testenv.FreePort(t)
 	w := &witness{secrets: map[string]map[string]bool{}}

@@ -18,6 +18,7 @@ import (
 // page, then all others. Every node hears of it, open WebSockets close, and with escrow the
 // provider is told to take back what it had granted.
 func TestEndSessionsElsewhere(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLogoutCluster(t, clusterOptions{more: "session: {escrow: true}\n"}, asItIs)
 	s := newSender(t)
 	others := []guest{signInGuest(t, c.url, "alice"), signInGuest(t, c.url, "alice"), signInGuest(t, c.url, "alice")}
@@ -105,6 +106,7 @@ func TestEndSessionsElsewhere(t *testing.T) {
 
 // A-L14: a provider that is gone keeps nobody signed in here.
 func TestSignOutWithoutProvider(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startLogoutCluster(t, clusterOptions{more: "session: {escrow: true}\n"}, asItIs)
 	s := newSender(t)
 	alice, bob := signInGuest(t, c.url, "alice"), signInGuest(t, c.url, "bob")

@@ -10,6 +10,7 @@ import (
 // TestSignIn is the main job on one machine, against the certified provider: claims in
 // the ID token, and claims from the userinfo endpoint.
 func TestSignIn(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	port := testenv.FreePort(t)
 	public := "http://" + testenv.Loopback(port)
 	for _, tt := range []struct {

@@ -14,6 +14,7 @@ import (
 // A-L1, A-L3, A-C15, A-C17: a sign-out ends the session on every node and at the
 // provider, and comes back to where it was asked to. A-O2: a sign-in is completed once.
 func TestSignOut(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	c := startCluster(t, clusterOptions{})
 	s := newSender(t)
 
