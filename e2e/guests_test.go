@@ -186,12 +186,12 @@ func (s *sender) mustSend(t *testing.T, r request) *testenv.Page {
 type load struct {
 	sender *sender
 	site   string
-	guests []guest
 	faults map[int]bool // statuses that may occur, beside 200
 	ending atomic.Bool
 	done   sync.WaitGroup
 
 	mu       sync.Mutex
+	guests   []guest // what a worker has taken is not written to any more
 	statuses map[int]int
 	slowest  time.Duration
 	refused  time.Time // when the last answer came that was not 200
@@ -211,6 +211,7 @@ func startLoad(t *testing.T, site string, guests []guest, faults ...int) *load {
 	for first := range workers {
 		l.done.Go(func() {
 			for i := first; !l.ending.Load(); i += workers {
+				guests := l.people()
 				l.visit(guests[i%len(guests)], i/len(guests)+i)
 				time.Sleep(5 * time.Millisecond) // leaves the machine some air
 			}
@@ -218,6 +219,20 @@ func startLoad(t *testing.T, site string, guests []guest, faults ...int) *load {
 	}
 	t.Cleanup(l.end)
 	return l
+}
+
+// join adds guests, in whose names it asks from now on, too.
+func (l *load) join(more []guest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.guests = append(l.guests[:len(l.guests):len(l.guests)], more...)
+}
+
+// people returns the guests so far.
+func (l *load) people() []guest {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.guests
 }
 
 func (l *load) end() {

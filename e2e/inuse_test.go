@@ -14,8 +14,9 @@ import (
 // touches as half an hour of idle timeout has in an hour, it is alive and listed, and the
 // list agrees with the store. Then nobody uses it any more, and it ends.
 func TestInUseIsListed(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	const (
-		idle    = 2 * time.Second
+		idle    = 4 * time.Second
 		touches = 120        // one every 30 s for an hour
 		every   = idle / 20  // how often a use is written down
 		uses    = every / 10 // how often the session is used

@@ -34,7 +34,7 @@ func TestRefreshStorm(t *testing.T) {
 	l := startLoad(t, c.url, guests)
 	cuts := 0
 	for c.refreshed(before) < *stormRefreshes && !t.Failed() {
-		time.Sleep(5*time.Second + time.Duration(random.Int64N(int64(2*time.Second))))
+		time.Sleep(2*time.Second + time.Duration(random.Int64N(int64(2*time.Second))))
 		c.proxy.Cut()
 		cuts++
 		time.Sleep(time.Duration(random.Int64N(int64(300 * time.Millisecond))))

@@ -88,8 +88,8 @@ func buildLater(t *testing.T) string {
 // loses the session, and no answer is a failure, whichever version began what the other goes
 // on with.
 func TestRollingUpdate(t *testing.T) {
-	const life = 12 * time.Second // of access tokens
-	program(t)                    // it depends on the tree
+	const life = 8 * time.Second // of access tokens
+	program(t)                   // it depends on the tree
 	later := buildLater(t)
 	port := testenv.FreePort(t)
 	site := "http://" + testenv.Loopback(port)
@@ -105,7 +105,7 @@ func TestRollingUpdate(t *testing.T) {
 	})
 	names := []string{"node-a", "node-b", "node-c"}
 	guests := signInGuests(t, c.url, 200)
-	loads := []*load{startLoad(t, c.url, guests)}
+	l := startLoad(t, c.url, guests)
 
 	versions := map[any]bool{}
 	look := func(name string) {
@@ -144,7 +144,7 @@ func TestRollingUpdate(t *testing.T) {
 		for i := range 12 {
 			more = append(more, signInGuest(t, c.url, fmt.Sprintf("u%d", first+i)))
 		}
-		loads = append(loads, startLoad(t, c.url, more))
+		l.join(more)
 	}
 	refreshed := func() {
 		t.Helper()
@@ -168,11 +168,10 @@ func TestRollingUpdate(t *testing.T) {
 	replace("node-a", "")
 	moreGuests(600)
 	refreshed()
-	for _, l := range loads {
-		l.awaitMore(t, http.StatusOK, len(l.guests))
-		l.stop(t, "a rolling update")
-		checkServed(t, c.url, l.guests)
-	}
+	everybody := l.people()
+	l.awaitMore(t, http.StatusOK, len(everybody))
+	l.stop(t, "a rolling update")
+	checkServed(t, c.url, everybody)
 
 	seen := provider.Refreshes()
 	t.Logf("refresh tokens redeemed: %d", seen.Total)
@@ -186,7 +185,7 @@ func TestRollingUpdate(t *testing.T) {
 		t.Errorf("the versions that served are %v", versions)
 	}
 	// Who signs out is signed out for both versions, and told so by both.
-	gone, s := loads[len(loads)-1].guests[0], newSender(t)
+	gone, s := everybody[len(everybody)-1], newSender(t)
 	c.signOut(t, s, c.nodes["node-b"], gone)
 	for _, name := range names {
 		page := s.mustSend(t, c.at(c.nodes[name], request{url: "/whoami", cookie: gone.asCookie(), header: asNavigation}))
