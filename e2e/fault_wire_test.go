@@ -42,7 +42,6 @@ func everyRequestReads(name string, o *nodeOptions) {
 // A-Z5: every answer of the store takes half a second, and its connections break off again
 // and again, in the midst of what they carry. Whoever gets an answer gets their own (G8).
 func TestSlowAndBrokenWire(t *testing.T) {
-	t.Parallel() // it waits, mostly
 	redis := testenv.StartRedis(t, testenv.RedisOptions{})
 	slow := testenv.StartProxy(t, redis.Addr())
 	breaking := testenv.StartProxy(t, slow.Addr())
@@ -68,17 +67,21 @@ func TestSlowAndBrokenWire(t *testing.T) {
 	}
 	before := connections()
 	slow.Latency(latency)
-	over := time.Now().Add(troubleFor(t))
-	for time.Now().Before(over) {
+	began, trouble := time.Now(), troubleFor(t)
+	anew := 0
+	// On a busy machine little passes the wire, and less of it breaks.
+	for time.Since(began) < trouble || anew < 3 && time.Since(began) < 3*trouble {
 		breaking.Reset(broken) // the die is cast again, for each connection
 		time.Sleep(every)
 		breaking.Heal()
+		anew = connections() - before
 	}
 	slow.Heal()
-	if n := connections() - before; n < 3 {
-		t.Errorf("%d connections were made anew, the wire was not broken", n)
+	over := time.Now()
+	if anew < 3 {
+		t.Errorf("%d connections were made anew, the wire was not broken", anew)
 	} else {
-		t.Logf("%d connections were made anew", n)
+		t.Logf("%d connections were made anew", anew)
 	}
 	for _, l := range loads {
 		l.recovered(t, over)
