@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -140,13 +141,14 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// FreePort returns a port of 127.0.0.1 on which nothing listens. It lies below the
-// range that outgoing connections take theirs from (32768 and up on Linux), so that
-// no client of the test sits on it while a server restarts.
+// FreePort returns a port of 127.0.0.1 on which nothing listens, and which it has not
+// returned before: whoever got one may not listen yet, or no more for a moment. It lies
+// below the range that outgoing connections take theirs from (32768 and up on Linux), so
+// that no client of the test sits on it while a server restarts.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		port := 20000 + rand.IntN(12000)
+		port := firstPort + int((anyPort+handedOut.Add(1))%ports)
 		l, err := net.Listen("tcp", Loopback(port))
 		if err != nil {
 			continue
@@ -157,6 +159,13 @@ func FreePort(t testing.TB) int {
 	t.Fatal("testenv: no free loopback port found")
 	return 0
 }
+
+const firstPort, ports = 20000, 12000
+
+var (
+	anyPort   = rand.Int64N(ports) // others test at the same time, in processes of their own
+	handedOut atomic.Int64         // ports
+)
 
 // Loopback returns "127.0.0.1:port".
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
