@@ -34,6 +34,8 @@ func (p *RelyingParty) exchange(ctx context.Context, m *metadata, code, verifier
 		"code_verifier": {verifier},
 	})
 	switch {
+	case failed != nil && failed.outcome() == coatcheck.OutcomeMisconfigured: // no matter of the person's
+		return nil, coatcheck.E(coatcheck.CodeProviderFailed, op, failed)
 	case failed != nil && failed.code != "" && failed.status < http.StatusInternalServerError:
 		return nil, coatcheck.E(coatcheck.CodeProviderRefused, op, failed)
 	case failed != nil:

@@ -45,7 +45,8 @@ func TestTokenEndpointFails(t *testing.T) {
 			said := r.FormValue("code") + " " + secret // both hold the word canary
 			text(400, `{"error":"`+said+`","error_description":"`+said+`"}`)(w, r)
 		}, coatcheck.CodeProviderRefused},
-		{"OAuth error with 200", text(200, `{"error":"invalid_client"}`), coatcheck.CodeProviderRefused},
+		{"OAuth error with 200", text(200, `{"error":"invalid_grant"}`), coatcheck.CodeProviderRefused},
+		{"another client secret", text(401, `{"error":"invalid_client"}`), coatcheck.CodeProviderFailed},
 		{"OAuth error with 500", text(500, `{"error":"server_error"}`), coatcheck.CodeProviderFailed},
 		{"error page", text(503, `<html>canary`), coatcheck.CodeProviderFailed},
 		{"307 to another host", func(w http.ResponseWriter, r *http.Request) {

@@ -73,7 +73,7 @@ var answers = map[coatcheck.Code]answer{
 	coatcheck.CodeForbiddenOrigin: {
 		403, slog.LevelWarn, "Not from that page",
 		"This is for pages of this site alone, and a page of another site may have asked for it.",
-		"If you run this site: a route's websocket_origins lists whose pages may open WebSockets.", actionHome,
+		"If you run this site: a route's websocket_origins lists whose pages may open WebSockets; everything else of this kind is for its own pages, in a browser.", actionHome,
 	},
 	coatcheck.CodeUpgradeRequired: {
 		426, slog.LevelDebug, "This needs another WebSocket version",

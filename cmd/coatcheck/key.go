@@ -74,7 +74,9 @@ func (c keyRotateCmd) Run(con console) error {
 Next:
   1. Give this file to every node before then. A running node reads it by itself when it changes, and no node seals with the new key before all of them have it.
   2. When the new key has sealed for as long as session.idle_timeout, every session that is still in use has been sealed by it. Then take the old key out:
-     coatcheck key retire %s --config FILE
+     coatcheck key retire %[4]s --config FILE
+     With SQLite, whose sessions can't be counted while the node runs:
+     coatcheck key retire %[4]s %[2]s --yes
 `, added.ID, c.File, legible(added.ActivateAt), ring.KeyIDs()[0])
 	return nil
 }

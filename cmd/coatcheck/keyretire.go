@@ -15,6 +15,7 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/sqlite"
 )
 
 type keyRetireCmd struct {
@@ -45,7 +46,7 @@ func (c keyRetireCmd) Run(ctx context.Context, con console) error {
 		}
 		if !c.Yes {
 			return fmt.Errorf("%s was left as it is: how many sessions %s has sealed can't be told without the store.\n"+
-				"With --config in place of %s they are counted; with --yes it is retired all the same", c.File, c.Key, c.File)
+				"With --config in place of %s they are counted (with SQLite, while the node does not run); with --yes it is retired all the same", c.File, c.Key, c.File)
 		}
 		return c.retire(con, ring, c.File, "Whoever has a session that it has sealed is signed out.")
 	}
@@ -103,7 +104,11 @@ func (c keyRetireCmd) check(ring *seal.Ring, where string) error {
 func (c keyRetireCmd) ask(ctx context.Context, con console, cfg *config.Config, ring *seal.Ring) (sealed, all int, err error) {
 	logger := slog.New(slog.NewTextHandler(con.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	kept, err := openStore(ctx, cfg.Store, logger)
-	if err != nil {
+	switch {
+	case errors.Is(err, sqlite.ErrInUse):
+		return 0, 0, fmt.Errorf("the sessions can't be counted while the node runs, as it has the database for itself.\n"+
+			"Stop it for that or, if the new key has sealed for as long as session.idle_timeout: coatcheck key retire %s %s --yes", c.Key, cfg.Keys.File)
+	case err != nil:
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()

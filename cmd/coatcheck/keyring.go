@@ -116,7 +116,7 @@ func (k *keyring) load(asked bool) {
 	if err == nil {
 		err = k.ring.Replace(next)
 	}
-	k.failed.Store(err != nil)
+	failed := k.failed.Swap(err != nil)
 	if err != nil {
 		if text := err.Error(); asked || text != k.lastFail {
 			k.lastFail = text
@@ -126,6 +126,12 @@ func (k *keyring) load(asked bool) {
 	}
 	k.lastFail = ""
 	if slices.Equal(keys, k.ring.KeyIDs()) && slices.Equal(retired, k.ring.RetiredKeys()) {
+		switch {
+		case failed:
+			k.logger.Info("the key ring's file can be used again", "file", k.file, "keys", keys)
+		case asked:
+			k.logger.Info("the key ring has not changed", "file", k.file, "keys", keys)
+		}
 		return
 	}
 	k.logger.Info("the key ring was read again", "file", k.file, "keys", k.ring.KeyIDs(), "seals", k.ring.Current())

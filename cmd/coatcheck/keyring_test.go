@@ -238,8 +238,9 @@ func TestBadKeysAreRefused(t *testing.T) {
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
+			again := log.count("can be used again")
 			writeRing(t, file, first)
-			await(t, "the end of the alarm", func() bool { return !k.failed.Load() })
+			await(t, "the end of the alarm", func() bool { return !k.failed.Load() && log.count("can be used again") == again+1 })
 		})
 	}
 	if n := log.count("level=ERROR"); n < 6 {

@@ -46,7 +46,7 @@ func explainLoad(err error) string {
 	lines := make([]string, len(problems))
 	for i, p := range problems {
 		p.File, p.Excerpt = "", ""
-		lines[i] = strings.TrimPrefix(p.String(), ":")
+		lines[i] = strings.TrimLeft(p.String(), ": ")
 	}
 	return strings.Join(lines, "; ")
 }
