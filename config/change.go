@@ -2,6 +2,7 @@ package config
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/coatcheck/coatcheck"
@@ -18,7 +19,11 @@ var fixed = []string{
 // order: session.idle_timeout, routes[1].allow.groups. A list that has become longer or
 // shorter is one setting. A secret goes by the name of the file or variable that holds it.
 func (c *Config) Changes(next *Config) []string {
-	return changes(nil, "", reflect.ValueOf(c).Elem(), reflect.ValueOf(next).Elem())
+	list := changes(nil, "", reflect.ValueOf(c).Elem(), reflect.ValueOf(next).Elem())
+	if c.namedByHost && next.namedByHost { // that the host has another name now is no setting
+		list = slices.DeleteFunc(list, func(setting string) bool { return setting == "node" })
+	}
+	return list
 }
 
 func changes(list []string, path string, a, b reflect.Value) []string {

@@ -33,6 +33,15 @@ routes: [{path: /, upstream: "http://127.0.0.1:9"}]
 	if list := c.Changes(parse(text)); len(list) != 0 {
 		t.Errorf("the same file: %v", list)
 	}
+	renamed, host := parse(text), parse(text)
+	renamed.Node, renamed.namedByHost = "renamed", true
+	if list := host.Changes(renamed); !slices.Equal(list, []string{"node"}) {
+		t.Errorf("another name: %v", list)
+	}
+	host.namedByHost = true
+	if list := host.Changes(renamed); len(list) != 0 {
+		t.Errorf("another name of the host: %v", list)
+	}
 	next := parse(text + "session: {idle_timeout: 7m, cookie: {name: ticket}}\nstore: {max_concurrent: 5}\nallow: {groups: [a]}\n")
 	next.Providers[0].ClientSecret = coatcheck.Secret("another")
 	next.Store.Redis.Password, next.Store.Redis.PasswordFile = "another", "file"

@@ -56,7 +56,8 @@ type Config struct {
 	Shutdown  Shutdown  `yaml:"shutdown"`
 	Log       Log       `yaml:"log"`
 
-	warnings []string
+	warnings    []string
+	namedByHost bool // Node is the host's name, and not in the file
 }
 
 // Admin is the listener for metrics and, later, the console.

@@ -76,7 +76,7 @@ func (v *validator) host(hostname func() (string, error)) {
 		v.refuse("node", "is required here, because this machine's name can't be used: it %s", wrongNodeName)
 		return
 	}
-	v.cfg.Node = name
+	v.cfg.Node, v.cfg.namedByHost = name, true
 }
 
 // secrets fills the fields of type coatcheck.Secret from what the file names. The key

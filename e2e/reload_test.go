@@ -319,7 +319,7 @@ func (c *revisedCluster) checkBadFiles(t *testing.T, name string, g guest, next 
 		file func(good string) string
 		says []string // in the log
 	}{
-		{"no YAML", func(good string) string { return good + "routes: [\n" }, []string{": ", "routes"}},
+		{"no YAML", func(good string) string { return good + "routes: [\n" }, []string{"not valid YAML"}},
 		{"an unknown key", func(good string) string { return "colour: red\n" + good }, []string{"1:1: colour: unknown key"}},
 		{
 			"a setting that stays", func(good string) string {
@@ -484,7 +484,7 @@ func TestReloadTakesEffect(t *testing.T) {
 			writeFile(t, filepath.Join(n.dir, "client-secret"), "secret-two")
 			n.Signal(syscall.SIGHUP)
 		}
-		awaitChanged(1, "providers")
+		awaitChanged(1, "providers[0].client_secret_file")
 		p.accept("secret-two")
 		awaitRefreshes("secret-two")
 		signInGuest(t, c.url, "carol")

@@ -35,7 +35,7 @@ var laterVersion = []change{
 	{"session/entry.go", "`cbor:\"11,keyasint\"`\n", "`cbor:\"11,keyasint\"`\nLater string `cbor:\"12,keyasint\"`\n"},
 	{"session/tombstone.go", "`cbor:\"2,keyasint\"`\n", "`cbor:\"2,keyasint\"`\nLater string `cbor:\"3,keyasint\"`\n"},
 	{"session/tombstone.go", "tombstone{tombstoneVersion, string(reason), e.verifier}", "tombstone{tombstoneVersion, string(reason), e.verifier, \"later\"}"},
-	{"oidc/prelogin.go", "`cbor:\"6,keyasint\"` // Unix seconds\n", "`cbor:\"6,keyasint\"`\nLater string `cbor:\"7,keyasint\"`\n"},
+	{"oidc/prelogin.go", "`cbor:\"7,keyasint,omitempty\"`\n", "`cbor:\"7,keyasint,omitempty\"`\nLater string `cbor:\"8,keyasint\"`\n"},
 	{"event.go", "`json:\"limit,omitempty\"`", "`json:\"limit,omitempty\"`\nLater string `json:\"later\"`\n"},
 }
 

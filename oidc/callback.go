@@ -62,7 +62,8 @@ func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Requ
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("the pre-login cookie: %w", err))
 	case err != nil:
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, err)
-	case subtle.ConstantTimeCompare([]byte(pre.State), []byte(answer.state)) != 1, pre.Provider != p.Name:
+	case subtle.ConstantTimeCompare([]byte(pre.State), []byte(answer.state)) != 1, pre.Provider != p.Name,
+		pre.Issuer != "" && pre.Issuer != p.Issuer: // RFC 9700 §4.4: a code goes to its issuer alone
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, errors.New("the pre-login cookie belongs to another sign-in"))
 	case p.left(pre) <= 0:
 		return nil, coatcheck.E(coatcheck.CodeSignInExpired, op, &Expired{p.safe(pre.ReturnTo)})

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coatcheck/coatcheck"
 )
 
 // A-O13, and every other lie that metadata can tell.
@@ -110,6 +112,43 @@ func TestWith(t *testing.T) {
 	never, _ := newParty(t, i.URL, nil)
 	if next := never.With(never.Config); next.Ready() == nil {
 		t.Error("ready, and nothing was ever discovered")
+	}
+}
+
+// What one issuer has given goes to no other, though it may have the same name now: not the
+// code of a sign-in that is under way (RFC 9700 §4.4), and no token.
+func TestWithAnotherIssuer(t *testing.T) {
+	i, p, _ := newPair(t, func(c *Config) { c.IDTokenHint = true })
+	i.set(func() { i.metadata = map[string]any{"authorization_response_iss_parameter_supported": nil} })
+	other := newHostile(t)
+	other.set(func() { other.metadata = map[string]any{"authorization_response_iss_parameter_supported": nil} })
+	config := p.Config
+	config.Issuer = other.URL
+	next := p.With(config)
+	if err := next.Discover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	b := newBrowser(t)
+	answer := i.response(b.start(p, "/"))
+	answer.Del("iss")
+	if _, err := b.callback(next, answer); coatcheck.CodeOf(err) != coatcheck.CodeBadCallback || len(other.tokenRequests) != 0 {
+		t.Errorf("a code of another issuer: %v, %d token requests", err, len(other.tokenRequests))
+	}
+	s := &coatcheck.Session{
+		Provider: p.Name, Identity: coatcheck.Identity{Issuer: p.Issuer}, Tokens: coatcheck.Tokens{ID: "an ID token", Refresh: "a token"},
+	}
+	if location, ok := next.EndSession(s, "/"); ok {
+		t.Errorf("signed out at another issuer: %s", location)
+	}
+	if _, ok := p.EndSession(s, "/"); !ok {
+		t.Error("not signed out at its own issuer")
+	}
+	if _, err := next.Refresh(t.Context(), s); err == nil || len(other.tokenRequests) != 0 {
+		t.Errorf("refreshed at another issuer: %v", err)
+	}
+	if p.Knows(p.Name, other.URL) || p.Knows("another", p.Issuer) || !p.Knows(p.Name, p.Issuer) {
+		t.Error("the wrong sessions are known")
 	}
 }
 

@@ -29,11 +29,12 @@ func (p *RelyingParty) afterLogoutPlace() seal.Place {
 }
 
 // EndSession returns the provider's URL to sign the person out there too (OpenID
-// Connect RP-Initiated Logout 1.0 §2). returnTo may be empty. It returns ok = false if
-// the provider has no such thing or is not known yet.
+// Connect RP-Initiated Logout 1.0 §2). returnTo may be empty, and so may s. It returns
+// ok = false if the provider has no such thing or is not known yet, and for a session of
+// another issuer.
 func (p *RelyingParty) EndSession(s *coatcheck.Session, returnTo string) (location string, ok bool) {
 	endpoint, ok := p.endSessionEndpoint()
-	if !ok {
+	if other := s.Identity.Issuer != "" && s.Identity.Issuer != p.Issuer; !ok || other {
 		return "", false
 	}
 	q := endpoint.Query() // an endpoint may have a query of its own

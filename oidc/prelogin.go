@@ -50,6 +50,7 @@ type preLogin struct {
 	Verifier string `cbor:"4,keyasint"`
 	ReturnTo string `cbor:"5,keyasint"`
 	Issued   int64  `cbor:"6,keyasint"` // Unix seconds
+	Issuer   string `cbor:"7,keyasint,omitempty"`
 }
 
 const preLoginVersion = 1

@@ -155,10 +155,14 @@ func outcomeOf(code string) coatcheck.Outcome {
 	}
 }
 
+// Knows tells whether a session that began with the provider of that configured name and
+// issuer is one of this provider's.
+func (p *RelyingParty) Knows(name, issuer string) bool { return name == p.Name && issuer == p.Issuer }
+
 // providerOf returns the provider of a session. A token is not sent to another issuer than
 // the one it came from, should the configuration have changed since.
 func (p *RelyingParty) providerOf(s *coatcheck.Session, op string) (*provider, error) {
-	if s.Provider != p.Name || s.Identity.Issuer != p.Issuer {
+	if !p.Knows(s.Provider, s.Identity.Issuer) {
 		return nil, renewalError(coatcheck.OutcomeMisconfigured, op,
 			fmt.Errorf("the session is one of provider %q, %s; configured is %q, %q", s.Provider, quote(s.Identity.Issuer), p.Name, p.Issuer))
 	}

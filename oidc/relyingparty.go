@@ -161,6 +161,7 @@ func (p *RelyingParty) Start(h http.Header, r *http.Request, returnTo string) (l
 		Verifier: oauth2.GenerateVerifier(), // 256 bits (RFC 7636 §7.1)
 		ReturnTo: returnTo,
 		Issued:   p.Now().Unix(),
+		Issuer:   p.Issuer,
 	}
 	if err := p.keepPreLogin(h, r.Header, pre); err != nil {
 		return "", coatcheck.E(coatcheck.CodeInternal, op, err)

@@ -41,6 +41,15 @@ func TestGoldenPreLogin(t *testing.T) {
 	data, err := cbor.Marshal(want)
 	golden.Written(t, "pre-login-1.hex", data, err)
 
+	// Since it names the issuer.
+	named := want
+	named.Issuer = "https://idp.example"
+	var read preLogin
+	err = unmarshal(golden.Read(t, "pre-login-1-issuer.hex"), preLoginVersion, &read)
+	golden.Check(t, "pre-login-1-issuer.hex", named, read, err)
+	data, err = cbor.Marshal(named)
+	golden.Written(t, "pre-login-1-issuer.hex", data, err)
+
 	// The same as it comes in a request.
 	header := http.Header{"Cookie": {string(golden.Read(t, "pre-login-1-cookie.txt"))}}
 	name, got, err := p.findPreLogin(header, want.State)
@@ -116,7 +125,7 @@ func TestLaterFieldsOfASignIn(t *testing.T) {
 	i, p, _ := newPair(t, nil)
 	b := newBrowser(t)
 	asked := b.start(p, "/cart")
-	laterVersion(t, p, b, asked.Get("state"), map[int]any{7: "x", 1000: []int{1}})
+	laterVersion(t, p, b, asked.Get("state"), map[int]any{8: "x", 1000: []int{1}})
 	i.set(func() { i.nonce = asked.Get("nonce") })
 	if login, err := b.callback(p, i.response(asked)); err != nil || login.ReturnTo != "/cart" {
 		t.Errorf("%+v, %v", login, err)

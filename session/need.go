@@ -27,7 +27,7 @@ func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
 	r, expiry := &s.Renewal, s.Tokens.AccessExpiry
 	ended := !expiry.IsZero() && !now.Before(expiry)
 	switch {
-	case m.Provider == nil:
+	case m.Provider == nil, !m.Provider.Knows(s.Provider, s.Identity.Issuer):
 		return needNothing
 	case lost(s) && ended && !now.Before(r.RetryAt):
 		return needEnd

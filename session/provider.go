@@ -10,6 +10,10 @@ import (
 // *coatcheck.RenewalError, and what may be done next depends on their outcome alone. Its
 // methods are safe for concurrent use.
 type Provider interface {
+	// Knows tells whether a session that began with the provider of that configured name and
+	// issuer is one of this provider's. It is asked about no other: no token is sent to
+	// anybody but the issuer that it came from.
+	Knows(name, issuer string) bool
 	// Refresh redeems the session's refresh token, which it sends at most once, and returns
 	// the session with the new tokens and with what the provider says of the person now. It
 	// does not change s. With an error no new tokens are known.

@@ -50,6 +50,10 @@ func (p *provider) issue(now time.Time) coatcheck.Tokens {
 	}
 }
 
+func (p *provider) Knows(name, issuer string) bool {
+	return name == "corp" && issuer == "https://idp.example"
+}
+
 func (p *provider) Refresh(ctx context.Context, s *coatcheck.Session) (*coatcheck.Session, error) {
 	p.mu.Lock()
 	p.sent = append(p.sent, s.Tokens.Refresh)

@@ -352,7 +352,10 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 	})
 	m.renewal.refreshes.passed()
 	if errors.Is(err, ErrInvalid) {
-		fresh := grant{ref: before.Ref, token: next.Tokens.Refresh, kind: coatcheck.RefreshToken}
+		fresh := grant{
+			ref: before.Ref, token: next.Tokens.Refresh, kind: coatcheck.RefreshToken,
+			provider: before.Provider, issuer: before.Identity.Issuer,
+		}
 		if sid := before.ProviderSID; sid != "" {
 			fresh.sid = m.sidName(before.Identity.Issuer, sid)
 		}

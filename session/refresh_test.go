@@ -490,7 +490,6 @@ func TestRefreshHolderStopsAfter(t *testing.T) {
 	}
 }
 
-// A provider that is down for everybody is asked ever more seldom, whatever number of
 // A session without a refresh token, or whose provider does not say how long its tokens
 // live, is let be.
 func TestNothingToRefresh(t *testing.T) {
@@ -514,8 +513,6 @@ func TestNothingToRefresh(t *testing.T) {
 		}
 	})
 }
-
-// However many sessions want new tokens at once, few are asked for at a time, the others
 
 // Where nobody can be asked anew, nothing is, whatever tokens a session has.
 func TestNobodyToAsk(t *testing.T) {

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,13 +28,15 @@ type renewals struct {
 	refreshes, checks gate
 
 	mu       sync.Mutex
-	attempts map[string]*attempt      // by handle
-	busy     int                      // attempts being made
-	queue    []*attempt               // for when fewer than maxRenewals are being made; they cost nothing but memory
-	pauses   map[string]instant       // before which nobody who does not wait tries
-	watching map[string]*changeWaiter // who waits for a change of a record
-	running  sync.WaitGroup
-	closed   bool
+	attempts map[string]*attempt // by handle
+	busy     int                 // attempts being made
+	// urgent and queue are for when fewer than maxRenewals are being made: first those that
+	// requests wait for. Who waits there costs nothing but memory, and may be in both.
+	urgent, queue []*attempt
+	pauses        map[string]instant       // before which nobody who does not wait tries
+	watching      map[string]*changeWaiter // who waits for a change of a record
+	running       sync.WaitGroup
+	closed        bool
 }
 
 // An attempt's result may be read once done is closed.
@@ -42,6 +45,9 @@ type attempt struct {
 	before *Live
 	began  time.Time
 	done   chan struct{}
+
+	need   need // under the lock of renewals, like queued
+	queued bool
 
 	live *Live
 	held bool // another node is about it
@@ -67,6 +73,10 @@ func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if a := r.attempts[live.handle]; a != nil {
+		if a.queued && need == needFresh && a.need != needFresh {
+			a.need = needFresh
+			r.urgent = append(r.urgent, a)
+		}
 		return a
 	}
 	now := instantOf(time.Now())
@@ -75,10 +85,15 @@ func (m *Manager) startRenewal(t ticket, live *Live, need need) *attempt {
 		return nil
 	}
 	t.handle = live.handle // the ticket's is a part of the request's header
-	a := &attempt{ticket: t, before: live, began: time.Now(), done: make(chan struct{})}
+	a := &attempt{ticket: t, before: live, began: time.Now(), done: make(chan struct{}), need: need}
 	r.attempts[live.handle] = a
 	if r.busy == maxRenewals {
-		r.queue = append(r.queue, a)
+		a.queued = true
+		if need == needFresh {
+			r.urgent = append(r.urgent, a)
+		} else {
+			r.queue = append(r.queue, a)
+		}
 		return a
 	}
 	r.busy++
@@ -115,13 +130,43 @@ func (m *Manager) finishAttempt(a *attempt) (next *attempt) {
 		r.pauses[a.before.handle] = instantOf(time.Now().Add(renewalPause))
 	}
 	close(a.done)
-	if len(r.queue) == 0 {
+	if next = r.next(); next == nil {
 		r.busy--
-		return nil
 	}
-	next, r.queue[0] = r.queue[0], nil
-	r.queue = r.queue[1:]
 	return next
+}
+
+// next takes the next attempt from the queues, or returns nil. Since it came there its
+// provider may have been found down; then it is not made, and who waits for it goes on.
+func (r *renewals) next() *attempt {
+	for {
+		q := &r.urgent
+		if len(*q) == 0 {
+			q = &r.queue
+		}
+		if len(*q) == 0 {
+			return nil
+		}
+		a := (*q)[0]
+		(*q)[0] = nil
+		*q = (*q)[1:]
+		switch {
+		case !a.queued: // it was in the other one too
+		case r.gate(a.need).enter(instantOf(time.Now())):
+			a.queued = false
+			return a
+		default:
+			r.drop(a)
+		}
+	}
+}
+
+// drop ends an attempt that is queued and will not be made.
+func (r *renewals) drop(a *attempt) {
+	a.queued = false
+	a.live = a.before
+	delete(r.attempts, a.before.handle)
+	close(a.done)
 }
 
 // gate returns what keeps a session from asking its provider for what it needs.
@@ -199,12 +244,12 @@ func (r *renewals) trim(now instant) {
 func (r *renewals) close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
-	for _, a := range r.queue {
-		a.live = a.before
-		delete(r.attempts, a.before.handle)
-		close(a.done)
+	for _, a := range slices.Concat(r.urgent, r.queue) {
+		if a.queued {
+			r.drop(a)
+		}
 	}
-	r.queue = nil
+	r.urgent, r.queue = nil, nil
 	r.mu.Unlock()
 	done := make(chan struct{})
 	go func() { r.running.Wait(); close(done) }()

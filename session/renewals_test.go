@@ -61,6 +61,7 @@ func TestRefreshIsFinished(t *testing.T) {
 	})
 }
 
+// A provider that is down for everybody is asked ever more seldom, whatever number of
 // sessions there is.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -95,6 +96,7 @@ func TestGate(t *testing.T) {
 	})
 }
 
+// However many sessions want new tokens at once, few are asked for at a time, the others
 // cost no goroutine meanwhile, and each has its turn without being asked for again.
 func TestRenewalsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -165,6 +167,109 @@ func TestRenewalsThatNeverBegan(t *testing.T) {
 			t.Errorf("it took %v", d)
 		}
 		if n := p.uses(t); n != maxRenewals {
+			t.Errorf("%d refreshes", n)
+		}
+	})
+}
+
+// wantNoRenewals fails the test if an attempt is under way or queued.
+func (r *rig) wantNoRenewals() {
+	r.t.Helper()
+	synctest.Wait()
+	r.renewal.mu.Lock()
+	defer r.renewal.mu.Unlock()
+	if busy, all := r.renewal.busy, len(r.renewal.attempts); busy != 0 || all != 0 {
+		r.t.Errorf("%d attempts, %d of them under way", all, busy)
+	}
+}
+
+// A provider that does not answer costs those their session that had asked it by the time
+// that is known, and not those that wait for their turn.
+func TestGateOfTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		var values []string
+		for i := range 4 * maxRenewals {
+			values = append(values, nodes[0].enter(fmt.Sprint("user", i), p))
+		}
+		p.setAnswer(func(int) (bool, error) { time.Sleep(30 * time.Second); return true, outcome(coatcheck.OutcomeUnknown) })
+		time.Sleep(accessLife - maxAhead/2)
+		for i, value := range values {
+			nodes[0].wantUser(fmt.Sprint("user", i), value)
+		}
+		time.Sleep(10 * time.Minute)
+		if n := p.uses(t); n < maxRenewals || n > maxRenewals+gateFailures {
+			t.Errorf("%d of %d refresh tokens were sent to a provider that has answered none of them", n, len(values))
+		}
+		nodes[0].wantNoRenewals()
+	})
+}
+
+// Whoever is waited for comes before all who can wait, also if nobody waited for it when it
+// came.
+func TestUrgentFirst(t *testing.T) {
+	for name, queued := range map[string]bool{"comes later": false, "is there already": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 1)
+				alice := nodes[0].enter("alice", p)
+				time.Sleep(maxAhead)
+				values := map[string]string{}
+				for i := range 30 * maxRenewals {
+					name := fmt.Sprint("user", i)
+					values[name] = nodes[0].enter(name, p)
+				}
+				p.setAnswer(func(int) (bool, error) { time.Sleep(3 * time.Second); return false, nil })
+				time.Sleep(accessLife - maxAhead - time.Second/2)
+				for name, value := range values {
+					nodes[0].wantUser(name, value)
+				}
+				if queued {
+					nodes[0].wantUser("alice", alice)
+				}
+				time.Sleep(time.Second)
+				began := time.Now()
+				var all sync.WaitGroup
+				for range 10 {
+					all.Go(func() {
+						if live := nodes[0].wantUser("alice", alice); !live.Tokens.AccessExpiry.After(time.Now()) {
+							t.Error("served with an access token that has ended")
+						}
+					})
+				}
+				all.Wait()
+				if d := time.Since(began); d > 6*time.Second {
+					t.Errorf("she waited for %v", d)
+				}
+				nodes[0].renewal.mu.Lock()
+				defer nodes[0].renewal.mu.Unlock()
+				if n := len(nodes[0].renewal.urgent); n != 0 {
+					t.Errorf("%d are urgent still", n)
+				}
+			})
+		})
+	}
+}
+
+// An attempt that panics leaves nothing behind, and those after it are made.
+func TestRenewalPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		values := map[string]string{}
+		for i := range 2 * maxRenewals {
+			name := fmt.Sprint("user", i)
+			values[name] = nodes[0].enter(name, p)
+		}
+		p.setAnswer(func(int) (bool, error) { time.Sleep(time.Second); panic("a provider's bug") })
+		time.Sleep(accessLife)
+		var all sync.WaitGroup
+		for name, value := range values {
+			all.Go(func() { nodes[0].wantUser(name, value) })
+		}
+		all.Wait()
+		synctest.Wait()
+		nodes[0].wantNoRenewals()
+		if n := p.uses(t); n != len(values) {
 			t.Errorf("%d refreshes", n)
 		}
 	})

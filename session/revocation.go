@@ -33,6 +33,8 @@ type grant struct {
 	sid   string // of the provider's session, as the registry lists it
 	token coatcheck.Secret
 	kind  coatcheck.TokenKind
+	// provider and issuer are those of the session.
+	provider, issuer string
 }
 
 // granted returns what is to be revoked at the provider once a session has ended, for whose
@@ -56,7 +58,11 @@ func (m *Manager) granted(ctx context.Context, listed store.Entry, reason coatch
 	default:
 		return grant{}
 	}
-	g := grant{ref: coatcheck.Ref(listed.ID), sid: listed.SID, kind: coatcheck.RefreshToken}
+	e, _ := m.describe(listed) // of one of another version no provider knows
+	g := grant{ref: e.Ref, sid: listed.SID, kind: coatcheck.RefreshToken, provider: e.Provider, issuer: e.Issuer}
+	if opened != nil {
+		g.provider, g.issuer = opened.Provider, opened.Identity.Issuer
+	}
 	switch {
 	case opened == nil:
 		g.token = m.escrowed(ctx, listed.Record)
@@ -152,7 +158,7 @@ func (m *Manager) revokeGrant(ctx context.Context, hurry <-chan struct{}, g gran
 }
 
 // tryRevoke revokes a grant unless another session stands on the provider's session that
-// it was given for.
+// it was given for, or the provider is another one by now.
 func (m *Manager) tryRevoke(ctx context.Context, g grant) error {
 	ctx, cancel := context.WithTimeout(ctx, revokeLimit)
 	defer cancel()
@@ -166,5 +172,9 @@ func (m *Manager) tryRevoke(ctx context.Context, g grant) error {
 			}
 		}
 	}
-	return m.latest.Load().Provider.Revoke(ctx, g.token, g.kind)
+	provider := m.latest.Load().Provider
+	if !provider.Knows(g.provider, g.issuer) {
+		return nil
+	}
+	return provider.Revoke(ctx, g.token, g.kind)
 }

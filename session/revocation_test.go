@@ -22,6 +22,10 @@ type revoker struct {
 	slow    chan struct{} // unless it is nil, an answer waits for it
 }
 
+func (p *revoker) Knows(name, issuer string) bool {
+	return name == "corp" && issuer == "https://idp.example"
+}
+
 func (p *revoker) Refresh(context.Context, *coatcheck.Session) (*coatcheck.Session, error) {
 	return nil, &coatcheck.RenewalError{Outcome: coatcheck.OutcomeNone, Err: errDown}
 }
@@ -256,7 +260,7 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 			defer stop()
 			p.slow = make(chan struct{})
 			for range maxGrants + revokers + 10 {
-				r.revokeLater(grant{token: "t", kind: coatcheck.RefreshToken})
+				r.revokeLater(grant{provider: "corp", issuer: issuer, token: "t", kind: coatcheck.RefreshToken})
 			}
 			synctest.Wait()
 			close(p.slow)
@@ -274,7 +278,7 @@ func TestRevocationAtShutdown(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r, p, stop := newRevokingRig(t)
 			for range 50 {
-				r.revokeLater(grant{token: "t", kind: coatcheck.RefreshToken})
+				r.revokeLater(grant{provider: "corp", issuer: issuer, token: "t", kind: coatcheck.RefreshToken})
 			}
 			stop()
 			if got := len(p.take()); got != 50 {
@@ -287,7 +291,7 @@ func TestRevocationAtShutdown(t *testing.T) {
 			r, p, stop := newRevokingRig(t)
 			p.slow = make(chan struct{})
 			for range 50 {
-				r.revokeLater(grant{token: "t", kind: coatcheck.RefreshToken})
+				r.revokeLater(grant{provider: "corp", issuer: issuer, token: "t", kind: coatcheck.RefreshToken})
 			}
 			synctest.Wait()
 			before := time.Now()

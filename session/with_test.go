@@ -160,6 +160,39 @@ func TestUpkeepWith(t *testing.T) {
 	})
 }
 
+// A provider is asked nothing about sessions of another one, and is sent none of their tokens.
+func TestWithAnotherIssuer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before, first, _ := newRevokingRig(t, func(o *Options) { o.Escrow, o.Recheck = true, time.Minute })
+		alice, bob := before.signIn("alice"), before.signIn("bob")
+		second := stranger{new(revoker)}
+		after := before.with(func(o *Options) { o.Provider = second })
+		after.TakeOver()
+		time.Sleep(time.Hour / 3)
+		live := after.wantUser("alice", alice)
+		if err := after.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := after.EndAll(t.Context(), Query{Issuer: issuer, Subject: "bob"}, coatcheck.ReasonRevoked); err != nil {
+			t.Fatal(err)
+		}
+		after.wantInvalid(bob)
+		time.Sleep(time.Minute)
+		if first.tried()+second.tried() != 0 {
+			t.Errorf("tokens were revoked: %q, %q", first.take(), second.take())
+		}
+		after.wantNoRenewals()
+		if need := after.needOf(live.Session, time.Now().Add(time.Hour)); need != needNothing {
+			t.Errorf("it wants %d of a provider that does not know it", need)
+		}
+	})
+}
+
+// A stranger knows none of the sessions.
+type stranger struct{ *revoker }
+
+func (stranger) Knows(string, string) bool { return false }
+
 // A session's tokens are refreshed where the manager says that has taken over, though another
 // one began to want that, and whether the
 // provider is asked anew is decided for a session that is hot already, too.

@@ -46,18 +46,14 @@ func (a *apps) bulkhead(url string, bound int) *upstream.Bulkhead {
 	return b
 }
 
-// keep sets the bounds of the apps that are configured from now on, and forgets others that
-// nobody uses any more.
+// keep sets the bounds of the apps that are configured from now on. Others are not forgotten:
+// requests of before may be on their way to them, and they may be configured again.
 func (a *apps) keep(bounds map[string]int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.bounds = bounds
-	for url, b := range a.bulkheads {
-		if bound, ok := bounds[url]; ok {
-			b.Bound(bound)
-		} else if b.UnderWay() == 0 {
-			delete(a.bulkheads, url)
-		}
+	for url, bound := range bounds {
+		a.bulkheads[url].Bound(bound)
 	}
 }
 

@@ -10,9 +10,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -31,7 +33,9 @@ type devCmd struct {
 // ends. The proxy is an ordinary node with an ordinary configuration file, which
 // stays to be looked at in the data folder.
 func (c devCmd) Run(ctx context.Context, con console) (err error) {
-	defer catchHangups()()
+	// It ends with the terminal that it was begun in.
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stop()
 	if err := loopbackOnly(c.Listen); err != nil {
 		return err
 	}

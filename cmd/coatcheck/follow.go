@@ -39,7 +39,7 @@ func followFile(ctx context.Context, file string, logger *slog.Logger, read func
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	changed, stop := watchFile(file, logger)
+	changed, again, stop := watchFile(file, logger)
 	defer stop()
 	read(false)
 
@@ -56,14 +56,15 @@ func followFile(ctx context.Context, file string, logger *slog.Logger, read func
 				read(true)
 			}
 		case <-look.C:
+			again() // the folder itself may have been replaced
 			read(false)
 		}
 	}
 }
 
 // watchFile tells of changes in the file's folder, for a file can be replaced. The channel
-// is nil where nobody tells.
-func watchFile(file string, logger *slog.Logger) (changed <-chan fsnotify.Event, stop func()) {
+// is nil where nobody tells. again watches the folder that has the name now.
+func watchFile(file string, logger *slog.Logger) (changed <-chan fsnotify.Event, again, stop func()) {
 	w, err := fsnotify.NewWatcher()
 	if err == nil {
 		if err = w.Add(filepath.Dir(file)); err != nil {
@@ -72,14 +73,15 @@ func watchFile(file string, logger *slog.Logger) (changed <-chan fsnotify.Event,
 	}
 	if err != nil {
 		logger.Warn("changes of a file are seen late, or on SIGHUP", "file", file, "error", err)
-		return nil, func() {}
+		return nil, func() {}, func() {}
 	}
 	var drained sync.WaitGroup
 	drained.Go(func() {
 		for range w.Errors { // events that were dropped: whoever looks regularly sees the change
 		}
 	})
-	return w.Events, func() { _ = w.Close(); drained.Wait() }
+	again = func() { _ = w.Add(filepath.Dir(file)) } // where that fails, it is read every now and then
+	return w.Events, again, func() { _ = w.Close(); drained.Wait() }
 }
 
 // concerns tells whether the file may have changed. Kubernetes changes what it has mounted

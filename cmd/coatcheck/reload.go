@@ -18,6 +18,9 @@ const discoverLimit = 10 * time.Second
 // reload reads the configuration again and goes by it, or says why not and goes on with the
 // one it has. start begins what runs beside the requests of a runtime.
 func (n *node) reload(ctx context.Context, asked bool, start func(*runtime)) {
+	if n.isLeaving() {
+		return
+	}
 	changed, err := n.takeOver(ctx, start)
 	failed := n.failed.Swap(err != nil)
 	switch {
@@ -35,6 +38,12 @@ func (n *node) reload(ctx context.Context, asked bool, start func(*runtime)) {
 	if err == nil {
 		n.lastFail = ""
 	}
+}
+
+func (n *node) isLeaving() bool {
+	n.taking.Lock()
+	defer n.taking.Unlock()
+	return n.leaving
 }
 
 // explainLoad is an error of takeOver in one line.

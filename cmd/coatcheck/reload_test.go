@@ -188,7 +188,7 @@ func (s *site) wantTaken(before *runtime) *runtime {
 // one, which has all that the old one had come to know.
 func TestReload(t *testing.T) {
 	s := newSite(t)
-	first := s.current.Load()
+	first, one := s.current.Load(), s.node.apps.bulkhead(s.apps["one"], 1)
 	slow := make(chan string, 1)
 	go func() { slow <- s.page("/slow") }()
 	await(t, "the slow request", func() bool { return s.node.apps.list()[0].UnderWay == 1 })
@@ -215,6 +215,9 @@ func TestReload(t *testing.T) {
 	if list := s.node.apps.list(); len(list) != 1 || list[0].URL != s.apps["two"] {
 		t.Errorf("the apps are %v", list)
 	}
+	if s.node.apps.bulkhead(s.apps["one"], 1) != one {
+		t.Error("an app that is configured again has a second set of places")
+	}
 
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
 		t.Fatal(err)
@@ -226,7 +229,7 @@ func TestReload(t *testing.T) {
 	}
 	third := s.wantTaken(second)
 	live, err := first.sessions.Begin(t.Context(), http.Header{}, http.Header{}, &coatcheck.Session{
-		State: coatcheck.Authenticated, Identity: coatcheck.Identity{Subject: "alice"}, Tokens: coatcheck.Tokens{Refresh: "a token"},
+		Provider: "corp", State: coatcheck.Authenticated, Identity: coatcheck.Identity{Issuer: s.idp.URL, Subject: "alice"}, Tokens: coatcheck.Tokens{Refresh: "a token"},
 	})
 	if err != nil {
 		t.Fatal(err)
