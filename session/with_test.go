@@ -182,7 +182,12 @@ func TestWithAnotherIssuer(t *testing.T) {
 			t.Errorf("tokens were revoked: %q, %q", first.take(), second.take())
 		}
 		after.wantNoRenewals()
-		if need := after.needOf(live.Session, time.Now().Add(time.Hour)); need != needNothing {
+		wanting := *live.Session
+		wanting.Tokens.Access, wanting.Tokens.AccessExpiry = "an access token", time.Now()
+		if need := before.needOf(&wanting, time.Now()); need != needFresh {
+			t.Errorf("it wants %d of its own provider", need)
+		}
+		if need := after.needOf(&wanting, time.Now()); need != needNothing {
 			t.Errorf("it wants %d of a provider that does not know it", need)
 		}
 	})
