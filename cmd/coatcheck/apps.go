@@ -15,7 +15,7 @@ type apps struct {
 	mu         sync.Mutex
 	transports map[time.Duration]*http.Transport // by timeout; idle connections are shared
 	bulkheads  map[string]*upstream.Bulkhead     // by URL
-	bounds     map[string]int                    // of the apps that are configured
+	configured []string                          // URLs
 }
 
 func newApps() *apps {
@@ -46,13 +46,14 @@ func (a *apps) bulkhead(url string, bound int) *upstream.Bulkhead {
 	return b
 }
 
-// keep sets the bounds of the apps that are configured from now on. Others are not forgotten:
-// requests of before may be on their way to them, and they may be configured again.
-func (a *apps) keep(bounds map[string]int) {
+// keep says which apps are configured from now on, and how many requests may be under way to
+// each. Others are not forgotten: requests of before may be on their way to them, and they may
+// be configured again.
+func (a *apps) keep(urls []string, bound int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.bounds = bounds
-	for url, bound := range bounds {
+	a.configured = urls
+	for _, url := range urls {
 		a.bulkheads[url].Bound(bound)
 	}
 }
@@ -61,7 +62,7 @@ func (a *apps) keep(bounds map[string]int) {
 func (a *apps) list() (list []metrics.Upstream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for url := range a.bounds {
+	for _, url := range a.configured {
 		b := a.bulkheads[url]
 		list = append(list, metrics.Upstream{URL: url, UnderWay: b.UnderWay(), Refused: b.Refused()})
 	}

@@ -61,7 +61,7 @@ type output struct {
 // A runtime is what one configuration comes to, as far as it can change while a node runs.
 type runtime struct {
 	cfg      *config.Config
-	apps     map[string]int // how many requests may be under way to each app, by its URL
+	apps     []string // their URLs, each once
 	front    *proxy.Proxy
 	signIn   *oidc.RelyingParty
 	sessions *session.Manager

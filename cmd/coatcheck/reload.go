@@ -93,7 +93,7 @@ func (n *node) takeOver(ctx context.Context, start func(*runtime)) (changed []st
 		return nil, nil
 	}
 	start(next)
-	n.apps.keep(next.apps)
+	n.apps.keep(next.apps, cfg.Limits.UpstreamRequests)
 	n.level.Set(cfg.Log.Level)
 	next.sessions.TakeOver()
 	n.current.Store(next)

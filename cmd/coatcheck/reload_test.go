@@ -244,9 +244,17 @@ func TestReload(t *testing.T) {
 		t.Errorf("taken over %d times", n)
 	}
 	s.idp.Close() // what was discovered is known
-	s.change("shutdown:", "log: {level: warn}\nshutdown:")
+	s.change("shutdown:", "log: {level: warn}\nlimits: {upstream_requests: 1}\nshutdown:")
 	if fourth := s.wantTaken(third); s.level.Level() != slog.LevelWarn || fourth.front.AccessLog != nil || fourth.signIn.Ready() != nil {
 		t.Errorf("the log's level is %v, the provider: %v", s.level.Level(), fourth.signIn.Ready())
+	}
+	go func() { slow <- s.page("/slow") }()
+	await(t, "the slow request", func() bool { return s.node.apps.list()[0].UnderWay == 1 })
+	if page := s.page("/"); page == "two" {
+		t.Error("two requests at once, and one is what the app may have")
+	}
+	if page := <-slow; page != "two" {
+		t.Errorf("the one that it may have is served by %q", page)
 	}
 }
 

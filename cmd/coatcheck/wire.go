@@ -67,7 +67,7 @@ func newNode(ctx context.Context, file string, cfg *config.Config, out output) (
 		return nil, errors.Join(err, n.store.Close())
 	}
 	n.current.Store(first)
-	n.apps.keep(first.apps)
+	n.apps.keep(first.apps, cfg.Limits.UpstreamRequests)
 	n.keys = newKeyring(cfg, n.ring, n.store, n.clock.Now, first.sessions.KeysChanged, n.logger)
 
 	n.counts.Config(n.failed.Load)
@@ -88,7 +88,7 @@ func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &runtime{cfg: cfg, apps: sites.bounds}
+	next := &runtime{cfg: cfg, apps: sites.apps}
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
 	party := n.relyingParty(cfg, returns)
 	if before == nil {
@@ -286,13 +286,13 @@ func readRing(keys config.Keys) (*seal.Ring, error) {
 
 // sites are what the routes of a configuration come to.
 type sites struct {
-	table  *route.Table[proxy.Route]
-	hosts  []string       // the hosts that are ours
-	bounds map[string]int // how many requests may be under way to each app, by its URL
+	table *route.Table[proxy.Route]
+	hosts []string // the hosts that are ours
+	apps  []string // their URLs, each once
 }
 
 func (n *node) newRoutes(cfg *config.Config) (*sites, error) {
-	s := &sites{bounds: map[string]int{}}
+	s := new(sites)
 	var entries []route.Entry[proxy.Route]
 	for _, r := range cfg.Routes {
 		target := proxy.Route{
@@ -303,7 +303,9 @@ func (n *node) newRoutes(cfg *config.Config) (*sites, error) {
 		}
 		if r.Upstream != nil {
 			app := r.Upstream.String()
-			s.bounds[app] = cfg.Limits.UpstreamRequests
+			if !slices.Contains(s.apps, app) {
+				s.apps = append(s.apps, app)
+			}
 			target.Upstream = upstream.New(upstream.Options{
 				URL:          r.Upstream,
 				StripPrefix:  stripped(r),
