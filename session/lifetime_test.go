@@ -53,6 +53,7 @@ func live(t *testing.T, idle, absolute time.Duration, pauses []int64) string {
 	r := newRig(t, func(o *Options) { o.Idle, o.Absolute = idle, absolute })
 	value := r.signIn("alice")
 	slack := min(idle/20, 30*time.Second)
+	const rounding = storeResolution + time.Millisecond // the record holds its deadline in milliseconds
 	begun := time.Now()
 	used := begun
 	r.probe.forget(nil)
@@ -67,7 +68,7 @@ func live(t *testing.T, idle, absolute time.Duration, pauses []int64) string {
 			return fmt.Sprintf("request %d: served after %v without a use", i, unused)
 		case err == nil && age >= absolute:
 			return fmt.Sprintf("request %d: served at the age of %v", i, age)
-		case err != nil && idle-unused > slack+time.Millisecond && absolute-age > storeResolution:
+		case err != nil && idle-unused > slack+time.Millisecond && absolute-age > rounding:
 			return fmt.Sprintf("request %d: refused after %v without a use, at the age of %v", i, unused, age)
 		}
 		if err != nil {

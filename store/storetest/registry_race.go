@@ -326,6 +326,8 @@ func testRegistryOutage(t testing.TB, h RegistryHarness, o Outage) {
 			return err == nil
 		})
 	}
+	idle()
+	wg.Wait()
 	wantSame(t, "Find after the outage", r.get(session("a")), session("a"))
 	r.wantEnding(bob, "revoked")
 	all[1].admit(session("d"), limits, "")
@@ -334,8 +336,6 @@ func testRegistryOutage(t testing.TB, h RegistryHarness, o Outage) {
 	wantErr(t, "Renew after the outage", r.Renew(r.ctx, session("a"), long), nil)
 	wantErr(t, "Renew of an ending entry after the outage", r.Renew(r.ctx, bob, long), store.ErrEnding)
 
-	idle()
-	wg.Wait()
 	for i := range 2 * nodes {
 		if !d.visit(all[i%nodes], history, of("dave", session(fmt.Sprint("after", i))), evict, false) {
 			t.Error("a sign-in after the outage has no known outcome")
