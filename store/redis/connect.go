@@ -48,6 +48,8 @@ func (s *Store) fillIn(c *rueidis.ClientOption) {
 
 	// A read is sent a second time if the connection ended under it. A write never
 	// is: whether it was done is unknown, and a second Create would find the first.
+	// So every read is pinned. rueidis would else use its memory for another command
+	// once it is answered, and the connection that ended may still be reading there.
 	c.RetryDelay = retryOnce
 
 	// Every connection is told of every change of a value key on its server. rueidis's

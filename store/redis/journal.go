@@ -72,13 +72,13 @@ func (s *Store) Follow(ctx context.Context, ready func(), told func(data []byte)
 		}
 	}
 	ready()
-	for after := start; ; {
+	for heard, after := start, start; ; {
 		events, err := s.events(ctx, after)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err != nil {
-			if after = after.back(followOverlap); after.before(start) {
+			if after = heard.back(followOverlap); after.before(start) {
 				after = start
 			}
 			if !again() {
@@ -88,7 +88,7 @@ func (s *Store) Follow(ctx context.Context, ready func(), told func(data []byte)
 		}
 		delay = minFollowDelay
 		for _, e := range events {
-			after = e.id
+			heard, after = e.id, e.id
 			told(e.data)
 		}
 	}
@@ -128,7 +128,7 @@ func (s *Store) lastEvent(ctx context.Context) (eventID, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	c := s.redis()
-	last, err := c.Do(ctx, c.B().Xrevrange().Key(s.journalKey()).End("+").Start("-").Count(1).Build()).AsXRange()
+	last, err := c.Do(ctx, c.B().Xrevrange().Key(s.journalKey()).End("+").Start("-").Count(1).Build().Pin()).AsXRange()
 	if err != nil || len(last) == 0 {
 		return eventID{}, err
 	}
@@ -141,7 +141,7 @@ func (s *Store) events(ctx context.Context, after eventID) ([]event, error) {
 	defer cancel()
 	c := s.redis()
 	read, err := c.Do(ctx, c.B().Xread().Count(journalPage).Block(followBlock.Milliseconds()).
-		Streams().Key(s.journalKey()).Id(after.String()).Build()).AsXRead()
+		Streams().Key(s.journalKey()).Id(after.String()).Build().Pin()).AsXRead()
 	if rueidis.IsRedisNil(err) {
 		return nil, nil
 	}

@@ -45,7 +45,7 @@ func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 func (s *Store) page(ctx context.Context, node rueidis.Client, cursor uint64, prefix string) (page []string, next uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	scanned, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(s.valuePrefix())+"*").Count(scanCount).Build()).AsScanEntry()
+	scanned, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(s.valuePrefix())+"*").Count(scanCount).Build().Pin()).AsScanEntry()
 	if err != nil {
 		return nil, 0, err
 	}
@@ -55,7 +55,7 @@ func (s *Store) page(ctx context.Context, node rueidis.Client, cursor uint64, pr
 	for _, name := range scanned.Elements {
 		if key, ok := untag(strings.TrimPrefix(name, s.valuePrefix())); ok && strings.HasPrefix(key, prefix) {
 			keys = append(keys, key)
-			asked = append(asked, client.B().Exists().Key(s.deadlineKey(key)).Build())
+			asked = append(asked, client.B().Exists().Key(s.deadlineKey(key)).Build().Pin())
 		}
 	}
 	for i, answer := range client.DoMulti(ctx, asked...) {

@@ -68,7 +68,7 @@ func (s *Store) Get(ctx context.Context, key string) (store.Record, error) {
 	// been touched, replaced or ended; the lifetime, asked last, is always that of
 	// what lives under the key now, and a record that has just ended is absent.
 	c := s.redis()
-	answers := c.DoMulti(ctx, c.B().Get().Key(s.valueKey(key)).Build(), c.B().Pttl().Key(s.deadlineKey(key)).Build())
+	answers := c.DoMulti(ctx, c.B().Get().Key(s.valueKey(key)).Build().Pin(), c.B().Pttl().Key(s.deadlineKey(key)).Build().Pin())
 	b, err := answers[0].AsBytes()
 	if rueidis.IsRedisNil(err) {
 		return store.Record{}, store.ErrNotFound

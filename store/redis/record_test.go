@@ -1,8 +1,12 @@
 package redis
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +52,45 @@ func TestForeignValues(t *testing.T) {
 		if _, err := s.Get(t.Context(), key); err == nil || errors.Is(err, store.ErrNotFound) {
 			t.Errorf("Get of a foreign value (%s): %v", key, err)
 		}
+	}
+}
+
+// Whatever connections end under them, reads tell of what is there, or of nothing; and a
+// command that is sent a second time is left to the connection it was sent on first.
+func TestReadsWhileConnectionsEnd(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL()})
+	const readers = 16
+	for i := range readers {
+		if err := s.Create(t.Context(), fmt.Sprint("of ", i), fmt.Append(nil, "value ", i), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Second)
+	defer stop()
+	var reading sync.WaitGroup
+	var read atomic.Int64
+	for i := range readers {
+		reading.Go(func() {
+			for ctx.Err() == nil {
+				rec, err := s.Get(ctx, fmt.Sprint("of ", i))
+				if errors.Is(err, store.ErrNotFound) || err == nil && string(rec.Value) != fmt.Sprint("value ", i) {
+					t.Errorf("Get: %q, %v", rec.Value, err)
+				}
+				if err == nil {
+					read.Add(1)
+				}
+				_ = s.Touch(ctx, fmt.Sprint("of nobody ", i), time.Hour) // takes the memory that is free
+			}
+		})
+	}
+	for ctx.Err() == nil {
+		hangUp(server)
+		time.Sleep(2 * time.Millisecond)
+	}
+	reading.Wait()
+	if read.Load() == 0 {
+		t.Error("nothing was read: the test shows nothing")
 	}
 }
 

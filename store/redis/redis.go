@@ -106,7 +106,7 @@ func (s *Store) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	c := s.redis()
-	err := c.Do(ctx, c.B().Get().Key(s.prefix).Build()).Error()
+	err := c.Do(ctx, c.B().Get().Key(s.prefix).Build().Pin()).Error()
 	if rueidis.IsRedisNil(err) {
 		return nil
 	}
