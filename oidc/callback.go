@@ -21,14 +21,14 @@ type Login struct {
 	ReturnTo string // passes Returns
 }
 
-// Expired is the cause in an error with CodeSignInExpired: the browser came back too
+// ExpiredError is the cause in an error with CodeSignInExpired: the browser came back too
 // late. A new sign-in may be started at once.
-type Expired struct {
+type ExpiredError struct {
 	ReturnTo string // where the sign-in was to lead
 }
 
 // Error implements error.
-func (e *Expired) Error() string { return fmt.Sprintf("the sign-in took over %v", preLoginLife) }
+func (e *ExpiredError) Error() string { return fmt.Sprintf("the sign-in took over %v", preLoginLife) }
 
 // Callback completes a sign-in: the provider has sent the browser back. The request's
 // query is the provider's answer. The codes it returns:
@@ -37,7 +37,7 @@ func (e *Expired) Error() string { return fmt.Sprintf("the sign-in took over %v"
 //   - CodeBadCallback: the answer belongs to no sign-in of this browser, or to one that
 //     was completed already, or comes from another issuer. No request was sent.
 //   - CodeOtherKeys: the pre-login cookie was sealed by a key this node lacks.
-//   - CodeSignInExpired, with *Expired.
+//   - CodeSignInExpired, with *ExpiredError.
 //   - CodeUnknown: the store could not say whether the sign-in was completed already, or
 //     a node of another version began it. The cookie and the code stay good.
 //   - CodeProviderRefused, CodeProviderFailed, CodeBadToken: the provider said no,
@@ -66,7 +66,7 @@ func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Requ
 		pre.Issuer != "" && pre.Issuer != p.Issuer: // RFC 9700 §4.4: a code goes to its issuer alone
 		return nil, coatcheck.E(coatcheck.CodeBadCallback, op, errors.New("the pre-login cookie belongs to another sign-in"))
 	case p.left(pre) <= 0:
-		return nil, coatcheck.E(coatcheck.CodeSignInExpired, op, &Expired{p.safe(pre.ReturnTo)})
+		return nil, coatcheck.E(coatcheck.CodeSignInExpired, op, &ExpiredError{p.safe(pre.ReturnTo)})
 	}
 	// RFC 9207 §2.4: before the code is sent, or the error believed, it must be clear
 	// who answers.

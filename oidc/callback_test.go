@@ -244,7 +244,7 @@ func TestCallbackExpired(t *testing.T) {
 				return
 			}
 			wantCode(t, err, c.code)
-			var expired *Expired
+			var expired *ExpiredError
 			if !errors.As(err, &expired) || expired.ReturnTo != "/deep?x=1" {
 				t.Errorf("no way to start afresh: %v", err)
 			}
@@ -442,7 +442,7 @@ func TestReturnURLCheckedTwice(t *testing.T) {
 	p.Returns = NewReturns(&url.URL{Scheme: "https", Host: "app.t1.test"})
 	clock.add(preLoginLife)
 	_, err = b.callback(p, url.Values{"state": {asked.Get("state")}, "code": {"c"}})
-	var expired *Expired
+	var expired *ExpiredError
 	if !errors.As(err, &expired) || expired.ReturnTo != "/" {
 		t.Errorf("starts afresh to %+v, %v", expired, err)
 	}

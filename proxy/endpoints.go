@@ -191,7 +191,7 @@ func (p *Proxy) startURL(returnTo string) string {
 }
 
 // callback completes a sign-in: the provider has sent the browser back. Nobody gets a
-// session who may not sign in at all.
+// session who may not sign in at all. Who took too long starts over.
 func (p *Proxy) callback(x *exchange) error {
 	err := p.completeSignIn(x)
 	result := "ok"
@@ -199,6 +199,10 @@ func (p *Proxy) callback(x *exchange) error {
 		result = string(coatcheck.CodeOf(err))
 	}
 	p.Metrics.SignIn(result)
+	var expired *oidc.ExpiredError
+	if errors.As(err, &expired) {
+		return p.startSignIn(x, expired.ReturnTo)
+	}
 	return err
 }
 
@@ -206,10 +210,6 @@ func (p *Proxy) completeSignIn(x *exchange) error {
 	ctx, h := x.r.Context(), x.w.Header()
 	asked := p.Sessions.Now()
 	login, err := p.SignIn.Callback(ctx, h, x.r)
-	var expired *oidc.Expired
-	if errors.As(err, &expired) {
-		return p.startSignIn(x, expired.ReturnTo)
-	}
 	if err != nil {
 		return err
 	}

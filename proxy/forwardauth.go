@@ -140,11 +140,14 @@ func (p *Proxy) original(x *exchange) (route.Request, error) {
 
 // oneValue returns the value of the headers that say the same thing. Two that say
 // different things make an error: another party than the trusted one may have sent
-// one of them.
+// one of them. An empty one says nothing.
 func oneValue(h http.Header, names []string) (string, error) {
 	value := ""
 	for _, name := range names {
 		for _, v := range h[name] {
+			if v == "" {
+				continue
+			}
 			if value != "" && v != value {
 				return "", coatcheck.E(coatcheck.CodeMalformed, "proxy.forward_auth",
 					errors.New("the headers that describe the original request contradict each other: "+name))

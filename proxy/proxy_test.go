@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coatcheck/coatcheck/policy"
 )
@@ -209,6 +210,28 @@ func TestMayNotSignIn(t *testing.T) {
 	}
 }
 
+// Who took too long at the provider starts over. That was no sign-in.
+func TestSignInExpired(t *testing.T) {
+	r := newRig(t)
+	start := r.serveHTTP("GET", "/oauth2/start?rd=/here", "")
+	pair, _, _ := strings.Cut(start.Header().Get("Set-Cookie"), ";")
+	back := r.authorize(t, start.Header().Get("Location"), "alice")
+	r.SignIn.Now = func() time.Time { return time.Now().Add(11 * time.Minute) }
+	w := r.serveHTTP("GET", back, "", http.Header{"Cookie": {pair}}, page200)
+	if location := w.Header().Get("Location"); w.Code != http.StatusSeeOther || !strings.HasPrefix(location, r.issuer+"/") {
+		t.Errorf("%d, to %q", w.Code, location)
+	}
+	counted := httptest.NewRecorder()
+	r.Metrics.Handler().ServeHTTP(counted, httptest.NewRequest("GET", "/metrics", nil))
+	for line, want := range map[string]bool{
+		`coatcheck_sign_ins_total{result="sign_in_expired"} 1`: true, `coatcheck_sign_ins_total{result="ok"} 1`: false,
+	} {
+		if strings.Contains(counted.Body.String(), line) != want {
+			t.Errorf("the metrics have %s: %v", line, !want)
+		}
+	}
+}
+
 // TestForwardAuthOnly: a route without upstream serves no request itself.
 func TestForwardAuthOnly(t *testing.T) {
 	r := newRig(t)
@@ -216,7 +239,7 @@ func TestForwardAuthOnly(t *testing.T) {
 	if w := r.serveHTTP("GET", "/elsewhere/x", "", page200); w.Code != http.StatusNotFound {
 		t.Errorf("directly: %d", w.Code)
 	}
-	asked := http.Header{"X-Forwarded-Uri": {"/elsewhere/x"}, "X-Forwarded-Method": {"GET"}}
+	asked := http.Header{"X-Forwarded-Uri": {"/elsewhere/x", ""}, "X-Forwarded-Method": {"", "GET"}}
 	if w := r.serveHTTP("GET", "/oauth2/auth", "", asked); w.Code != http.StatusAccepted {
 		t.Errorf("when asked about: %d", w.Code)
 	}

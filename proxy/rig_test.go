@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"iter"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -189,8 +190,23 @@ type faultyStore struct {
 	*memory.Store
 	fault func() // called before each call; it may panic
 	err   error  // returned by each call
-	pings int
+	// listed, unless nil, is what Find has of each entry's data instead.
+	listed func(e store.Entry) []byte
+	pings  int
 	gets  atomic.Int32
+}
+
+func (s *faultyStore) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
+	return func(yield func(store.Entry, error) bool) {
+		for e, err := range s.Store.Find(ctx, q) {
+			if s.listed != nil {
+				e.Data = s.listed(e)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
 }
 
 func (s *faultyStore) failure() error {

@@ -44,7 +44,8 @@ func (p *Proxy) ownSessions(x *exchange) (list []session.Entry, err error) {
 	id := &x.session().Identity
 	seen := map[coatcheck.Ref]bool{}
 	for e, err := range p.Sessions.Find(x.r.Context(), session.Query{Issuer: id.Issuer, Subject: id.Subject}) {
-		if err != nil {
+		// A node of another version may have described it: it can be ended for all that.
+		if err != nil && !errors.Is(err, session.ErrUndescribed) {
 			return nil, coatcheck.E(coatcheck.CodeUnknown, "proxy.sessions", err)
 		}
 		if e.Ending == "" && !seen[e.Ref] { // one that changes meanwhile may come twice

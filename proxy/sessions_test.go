@@ -16,6 +16,7 @@ import (
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
 )
 
 // refOf returns the name of a live session.
@@ -229,6 +230,30 @@ func TestSessionsThatEnd(t *testing.T) {
 	r.serveHTTP("POST", "/oauth2/sessions", url.Values{"token": {token}, "end": {endOthers}}.Encode(), formHeader, page200, alice)
 	if r.alive(t, other) || !r.alive(t, alice) {
 		t.Error("what is being ended is left to whoever began")
+	}
+}
+
+// A session that a node of another version has listed is shown for what is known of it, and
+// can be ended.
+func TestSessionsOfAnotherVersion(t *testing.T) {
+	r := newRig(t)
+	alice, other := r.signedInAt(t, "alice", "s1"), r.signedInAt(t, "alice", "s2")
+	name := string(r.refOf(t, other))
+	r.store.listed = func(e store.Entry) []byte {
+		if e.ID == name {
+			return []byte("of another version")
+		}
+		return e.Data
+	}
+	w := r.serveHTTP("GET", "/oauth2/sessions", "", page200, alice)
+	if body := w.Body.String(); w.Code != http.StatusOK || strings.Count(body, "<li>") != 2 || !strings.Contains(body, `value="`+name+`"`) ||
+		strings.Contains(body, "0001") {
+		t.Errorf("%d: %s", w.Code, body)
+	}
+	form := url.Values{"token": {tokenOf(t, w)}, "end": {name}}.Encode()
+	r.serveHTTP("POST", "/oauth2/sessions", form, formHeader, page200, alice)
+	if r.alive(t, other) || !r.alive(t, alice) {
+		t.Error("it can't be ended")
 	}
 }
 
