@@ -67,7 +67,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 
 	ttl := m.ttl(s)
 	if err := m.Store.Create(ctx, t.handle, sealed, ttl); err != nil {
-		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	ending, err := m.admit(ctx, listing, ttl+listedLonger, replaced(carried, listing))
@@ -75,7 +75,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		// Nobody holds the ticket; what is left in the store goes at the next occasion.
 		var limit *store.LimitError
 		if !errors.As(err, &limit) || m.Store.Delete(ctx, t.handle) != nil {
-			m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+			m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
 		}
 		if limit != nil {
 			m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
@@ -95,18 +95,18 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		}
 	}
 	if err != nil {
-		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
 	}
 	over, err := m.barred(ctx, listing, confirmed)
 	if err != nil {
-		m.upkeep.leave(entry, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))
 	if over {
 		if err := m.end(ctx, live, coatcheck.ReasonBackChannel); err != nil {
-			m.upkeep.leave(entry, coatcheck.ReasonBackChannel)
+			m.upkeep.leave(listing, coatcheck.ReasonBackChannel)
 		}
 		return nil, coatcheck.E(coatcheck.CodeSessionEnded, op, &EndedError{coatcheck.ReasonBackChannel})
 	}

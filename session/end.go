@@ -68,7 +68,7 @@ func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason c
 	m.revokeLater(granted)
 	m.forget(listing.Record)
 	m.upkeep.revoked(listing.Record)
-	m.upkeep.leave(e, reason)
+	m.upkeep.leave(listing, reason)
 	return nil
 }
 

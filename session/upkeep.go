@@ -28,6 +28,8 @@ const (
 	// first is as good as the store's own promise; what is dropped of the second expires.
 	maxRevoked = 100_000
 	maxLeft    = 10_000
+	// leftFailures is after how many of those that are left the store is taken for down.
+	leftFailures = 8
 	// leavePatience is how long a node that stops waits for what it has begun to ask a
 	// provider.
 	leavePatience = 35 * time.Second
@@ -39,7 +41,7 @@ const (
 // upkeep is what a node has to do beside requests.
 type upkeep struct {
 	mu       sync.Mutex
-	left     []leftover
+	left     []leftover   // the one that waits longest first
 	revoke   []revocation // oldest first
 	reassert time.Time    // revocations since then are due to be made again; zero for none
 	gap      time.Time    // when the feed's last gap was noted
@@ -48,8 +50,8 @@ type upkeep struct {
 
 // A leftover is a session that nobody was handed, or whose end could not be completed.
 type leftover struct {
-	entry  Entry
-	reason coatcheck.Reason
+	listing store.Entry
+	reason  coatcheck.Reason
 }
 
 type revocation struct {
@@ -58,12 +60,33 @@ type revocation struct {
 }
 
 // leave notes a session that is to be ended as soon as the store allows.
-func (u *upkeep) leave(e Entry, reason coatcheck.Reason) {
+func (u *upkeep) leave(listing store.Entry, reason coatcheck.Reason) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.left) < maxLeft {
-		u.left = append(u.left, leftover{e, reason})
+		u.left = append(u.left, leftover{listing, reason})
 	}
+}
+
+// take returns the leftover that has waited longest, which is noted no more.
+func (u *upkeep) take() (l leftover, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.left) == 0 {
+		return leftover{}, false
+	}
+	l, u.left[0] = u.left[0], leftover{}
+	if u.left = u.left[1:]; len(u.left) == 0 {
+		u.left = nil
+	}
+	return l, true
+}
+
+// waiting returns the number of leftovers.
+func (u *upkeep) waiting() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.left)
 }
 
 // revoked notes a record that was deleted.
@@ -191,21 +214,24 @@ func (m *Manager) watchStreams(ctx context.Context) {
 }
 
 // finishLeft ends what was begun and handed to nobody, and finishes ends that could not be
-// marked. It stops at the first that the store refuses still.
+// marked. What the store refuses goes to the end, since it may take the others: a part of it
+// may be out. After leftFailures the rest waits for the next time.
 func (m *Manager) finishLeft(ctx context.Context) {
-	m.upkeep.mu.Lock()
-	left := m.upkeep.left
-	m.upkeep.left = nil
-	m.upkeep.mu.Unlock()
-	for i, l := range left {
-		marked, err := m.mark(ctx, l.entry.listed, l.reason)
+	failures := 0
+	for range m.upkeep.waiting() {
+		l, ok := m.upkeep.take()
+		if !ok {
+			return
+		}
+		marked, err := m.mark(ctx, l.listing, l.reason)
 		if err == nil {
 			err = m.finish(ctx, marked, nil)
 		}
-		if err != nil {
-			m.upkeep.mu.Lock()
-			m.upkeep.left = append(left[i:], m.upkeep.left...)
-			m.upkeep.mu.Unlock()
+		if err == nil {
+			continue
+		}
+		m.upkeep.leave(l.listing, l.reason)
+		if failures++; failures == leftFailures {
 			return
 		}
 	}

@@ -247,10 +247,76 @@ func TestUpkeepIsBounded(t *testing.T) {
 			t.Errorf("%d revocations are remembered for ever", len(u.revoke))
 		}
 		for range maxLeft + 1 {
-			u.leave(Entry{}, coatcheck.ReasonAbandoned)
+			u.leave(store.Entry{}, coatcheck.ReasonAbandoned)
 		}
 		if n := len(u.left); n > maxLeft {
 			t.Errorf("%d leftovers are remembered", n)
 		}
 	})
+}
+
+// What a node has left to do is bounded, also while the store refuses it again and again.
+func TestLeftoversAreBounded(t *testing.T) {
+	r := newRig(t)
+	asked := 0
+	fill := func() {
+		for range maxLeft {
+			r.upkeep.leave(store.Entry{}, coatcheck.ReasonRevoked)
+		}
+	}
+	r.Manager.Registry = refusingRegistry{r.memory, func() { asked++; fill() }} // other requests leave more
+	fill()
+	r.finishLeft(t.Context())
+	if n := r.upkeep.waiting(); n != maxLeft {
+		t.Errorf("%d leftovers are remembered", n)
+	}
+	if asked != leftFailures {
+		t.Errorf("a store that is down was asked %d times in a row", asked)
+	}
+}
+
+type refusingRegistry struct {
+	store.Registry
+	asked func()
+}
+
+func (r refusingRegistry) End(context.Context, store.Entry, string) (store.Entry, error) {
+	r.asked()
+	return store.Entry{}, errDown
+}
+
+// A part of the store that is out keeps nothing back from the others.
+func TestLeftoversThatAreRefused(t *testing.T) {
+	r := newRig(t)
+	leave := func(value string) {
+		for e, err := range r.memory.Find(t.Context(), store.Query{Tenant: r.tenantName()}) {
+			if handle, _, _ := strings.Cut(value, "."); err == nil && e.Record == handle {
+				r.upkeep.leave(e, coatcheck.ReasonRevoked)
+			}
+		}
+	}
+	out, values := map[string]bool{}, []string{}
+	for range 2 * leftFailures {
+		value := r.signIn("alice")
+		values = append(values, value)
+		handle, _, _ := strings.Cut(value, ".")
+		out[handle] = true
+		leave(value)
+	}
+	leave(r.signIn("bob"))
+	r.probe.forget(func(_ context.Context, op, key string) error {
+		if op == "delete" && out[key] {
+			return errDown
+		}
+		return nil
+	})
+	for range 3 {
+		r.finishLeft(t.Context())
+	}
+	r.wantKept(values...)
+	r.probe.forget(nil)
+	for range 2 {
+		r.finishLeft(t.Context())
+	}
+	r.wantKept()
 }
