@@ -145,12 +145,13 @@ func (l *Log) skip(ctx context.Context, now time.Time, err error) {
 	l.skipped, l.complained = 0, now
 }
 
-// tell calls one subscriber. Its panic is its own.
+// tell calls one subscriber. Its panic is its own; the panic's text may quote anything and
+// stays out of the log (invariant 13).
 func (l *Log) tell(ctx context.Context, s *subscriber, e coatcheck.Event) {
 	defer func() {
 		if p := recover(); p != nil {
 			l.Logger.ErrorContext(ctx, "a subscriber to events panicked", "event", string(e.Type), "id", e.ID,
-				"panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				"type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
 		}
 	}()
 	s.told(e)

@@ -264,7 +264,7 @@ func TestSubscribers(t *testing.T) {
 		told := func(who string) func(coatcheck.Event) {
 			return func(e coatcheck.Event) { heard = append(heard, who+" "+e.ID) }
 		}
-		n.Subscribe(func(coatcheck.Event) { panic("a defect") })
+		n.Subscribe(func(coatcheck.Event) { panic(errors.New("a secret")) })
 		// One may leave from within, and take down something itself.
 		var cancelOnce func()
 		cancelOnce = n.Subscribe(func(e coatcheck.Event) {
@@ -284,8 +284,12 @@ func TestSubscribers(t *testing.T) {
 		if diff := cmp.Diff(want, heard); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
-		if got := n.lines(t, slog.LevelError); len(got) != 3 || got[0]["panic"] != "a defect" {
+		if got := n.lines(t, slog.LevelError); len(got) != 3 || got[0]["type"] != "*errors.errorString" ||
+			!strings.Contains(fmt.Sprint(got[0]["stack"]), "TestSubscribers") {
 			t.Errorf("of a panic for each event, logged\n%s", n.out)
+		}
+		if strings.Contains(n.out.String(), "a secret") { // invariant 13
+			t.Errorf("what the panic said is in the log:\n%s", n.out)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,7 @@ import (
 type cache struct {
 	lease  time.Duration
 	room   int // bytes of a shard
+	logger *slog.Logger
 	key    [sha256.Size]byte
 	shards [cacheShards]cacheShard
 
@@ -92,8 +94,8 @@ const never instant = -1 << 62
 func instantOf(t time.Time) instant { return int64(t.Sub(base)) }
 
 // newCache returns a cache of at most size bytes, which keeps nothing if that is 0.
-func newCache(size int, lease time.Duration) *cache {
-	c := &cache{lease: lease, room: size / cacheShards}
+func newCache(size int, lease time.Duration, logger *slog.Logger) *cache {
+	c := &cache{lease: lease, room: size / cacheShards, logger: logger}
 	rand.Read(c.key[:]) // never fails (crypto/rand)
 	c.current.Store(never)
 	for i := range c.lastCurrent {
@@ -346,7 +348,9 @@ func (c *cache) fly(ctx context.Context, s store.Store, handle string, f *flight
 	ctx, cancel := context.WithTimeout(ctx, flightLimit)
 	defer cancel()
 	defer func() {
-		f.panic = recover()
+		if f.panic = recover(); f.panic != nil { // here, since the stack ends with this goroutine
+			logPanic(ctx, c.logger, "a session was read", f.panic)
+		}
 		h := c.shard(handle)
 		h.mu.Lock()
 		if h.flights[handle] == f {

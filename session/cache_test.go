@@ -1,9 +1,11 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"runtime"
 	"strings"
@@ -340,7 +342,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	full := heap()
 	accounted := m.CacheStats().Bytes
-	m.cache = newCache(size, lease)
+	m.cache = newCache(size, lease, m.Logger)
 	if freed := full - heap(); freed > int64(accounted)*5/4 {
 		t.Errorf("it took %d bytes and accounted for %d", freed, accounted)
 	}
@@ -378,7 +380,7 @@ func TestCacheKeepsWhatIsUsed(t *testing.T) {
 		return tk, &Live{Session: &coatcheck.Session{}, handle: tk.handle}
 	}
 	_, one := sized(1)
-	c := newCache(3*sizeOf(one)*cacheShards+cacheShards, lease)
+	c := newCache(3*sizeOf(one)*cacheShards+cacheShards, lease, slog.New(slog.DiscardHandler))
 	now := instant(0)
 	put := func(i int) {
 		tk, live := sized(i)
@@ -405,7 +407,7 @@ func TestCacheKeepsWhatIsUsed(t *testing.T) {
 }
 
 func TestCacheShards(t *testing.T) {
-	c := newCache(0, 0)
+	c := newCache(0, 0, slog.New(slog.DiscardHandler))
 	seen := map[*cacheShard]bool{}
 	for i := range 256 {
 		seen[c.shard(fmt.Sprintf("coatcheck-%02x", i))] = true
@@ -514,5 +516,34 @@ func TestTouchOfManyAtOnce(t *testing.T) {
 		if reads, touches := r.probe.count("get"), r.probe.count("touch"); reads != 1 || touches != 1 {
 			t.Errorf("%d reads, %d touches", reads, touches)
 		}
+	})
+}
+
+// A store that panics while a session is read: each request that waits for the read panics too,
+// and is caught as such, and the log has the stack of the one read.
+func TestReadPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		r := newHearing(t, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&out, nil)) })
+		value := r.signIn("alice")
+		r.probe.forget(func(context.Context, string, string) error {
+			time.Sleep(time.Second)
+			panic(errors.New("a secret"))
+		})
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				defer func() {
+					if recover() == nil {
+						t.Error("the request goes on")
+					}
+				}()
+				_, _ = r.load(value)
+			})
+		}
+		all.Wait()
+		wantPanics(t, out.String(), "panic while a session was read", "TestReadPanics", 1)
+		r.probe.forget(nil)
+		r.wantUser("alice", value)
 	})
 }

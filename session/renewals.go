@@ -113,7 +113,7 @@ func (m *Manager) makeAttempt(a *attempt) {
 	defer func() {
 		if p := recover(); p != nil {
 			a.live, a.held, a.err = a.before, false, nil
-			m.Logger.Error("panic while a session was renewed", "session", a.before.Ref)
+			logPanic(ctx, m.Logger, "a session was renewed", p, "session", a.before.Ref)
 		}
 	}()
 	a.live, a.held, a.err = m.attempt(ctx, a.ticket, a.before)

@@ -1,9 +1,13 @@
 package session
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -254,13 +258,14 @@ func TestUrgentFirst(t *testing.T) {
 // An attempt that panics leaves nothing behind, and those after it are made.
 func TestRenewalPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
+		var out bytes.Buffer
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.Logger = slog.New(slog.NewTextHandler(&out, nil)) })
 		values := map[string]string{}
 		for i := range 2 * maxRenewals {
 			name := fmt.Sprint("user", i)
 			values[name] = nodes[0].enter(name, p)
 		}
-		p.setAnswer(func(int) (bool, error) { time.Sleep(time.Second); panic("a provider's bug") })
+		p.setAnswer(func(int) (bool, error) { time.Sleep(time.Second); panic(errors.New("a secret")) })
 		time.Sleep(accessLife)
 		var all sync.WaitGroup
 		for name, value := range values {
@@ -272,5 +277,23 @@ func TestRenewalPanics(t *testing.T) {
 		if n := p.uses(t); n != len(values) {
 			t.Errorf("%d refreshes", n)
 		}
+		wantPanics(t, out.String(), "panic while a session was renewed", "TestRenewalPanics", len(values))
 	})
+}
+
+// wantPanics fails the test unless the log leads to the defect as often as it did something,
+// and says nothing of what was said there.
+func wantPanics(t *testing.T, log, message, where string, times int) {
+	t.Helper()
+	if n := strings.Count(log, message); n != times {
+		t.Errorf("%q is logged %d times, want %d", message, n, times)
+	}
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, message) && (!strings.Contains(line, "type=*errors.errorString") || !strings.Contains(line, where)) {
+			t.Fatalf("the log does not lead to the defect: %s", line)
+		}
+	}
+	if strings.Contains(log, "a secret") { // invariant 13
+		t.Error("what a panic said is in the log")
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -128,7 +129,7 @@ func New(o Options) *Manager {
 	if o.Events == nil {
 		o.Events = nobody{}
 	}
-	s := &state{cache: newCache(o.CacheSize, o.Lease), grants: make(chan grant, maxGrants)}
+	s := &state{cache: newCache(o.CacheSize, o.Lease, o.Logger), grants: make(chan grant, maxGrants)}
 	s.renewal.init()
 	m := s.manager(o)
 	m.TakeOver()
@@ -418,6 +419,12 @@ func (m *Manager) ttl(s *coatcheck.Session) time.Duration {
 // Clear deletes the session cookie in the response header h. It is for a cookie that
 // Load found invalid.
 func (m *Manager) Clear(h http.Header) { m.Jar.Expire(h, m.Jar.Session()) }
+
+// logPanic logs a panic with the value v, which the caller has just recovered. The value's text
+// may quote anything and stays out of the log (invariant 13).
+func logPanic(ctx context.Context, l *slog.Logger, where string, v any, more ...any) {
+	l.ErrorContext(ctx, "panic while "+where, append(more, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))...)
+}
 
 func (m *Manager) place(handle string) seal.Place {
 	return seal.Place{Purpose: purpose, Tenant: m.Tenant, Cookie: m.Jar.Session(), Key: handle}

@@ -3,8 +3,6 @@ package session
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -159,7 +157,7 @@ func (m *Manager) check(handle string) {
 func (m *Manager) look(ctx context.Context, handle string) (rec store.Record, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			m.Logger.ErrorContext(ctx, "panic", "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))
+			logPanic(ctx, m.Logger, "the session of a stream was read", v)
 			err = errors.New("session: the store panicked")
 		}
 	}()
