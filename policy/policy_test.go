@@ -2,6 +2,8 @@ package policy_test
 
 import (
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/coatcheck/coatcheck"
@@ -10,10 +12,10 @@ import (
 
 var (
 	nobody  = policy.Rule{}
-	alice   = policy.NewRule([]string{"Alice@Corp.example"}, nil, nil)
-	corp    = policy.NewRule(nil, []string{"Corp.example"}, nil)
-	agents  = policy.NewRule(nil, nil, []string{"agent"})
-	several = policy.NewRule([]string{"carol@else.example"}, []string{"corp.example"}, []string{"agent", "Admins"})
+	alice   = policy.NewRule("allow", []string{"Alice@Corp.example"}, nil, nil)
+	corp    = policy.NewRule("allow", nil, []string{"Corp.example"}, nil)
+	agents  = policy.NewRule("allow", nil, nil, []string{"agent"})
+	several = policy.NewRule("allow", []string{"carol@else.example"}, []string{"corp.example"}, []string{"agent", "Admins"})
 )
 
 func person(email string, verified bool, groups ...string) coatcheck.Identity {
@@ -36,7 +38,7 @@ func TestPermit(t *testing.T) {
 		{"address, unverified", person("alice@corp.example", false), []policy.Rule{alice}, false}, // A-O17
 		{"address with more behind it", person("alice@corp.example.evil.example", true), []policy.Rule{alice}, false},
 		{"address with more before it", person("not-alice@corp.example", true), []policy.Rule{alice}, false},
-		{"Kelvin sign", person("\u212Ate@corp.example", true), []policy.Rule{policy.NewRule([]string{"kte@corp.example"}, nil, nil)}, false},
+		{"Kelvin sign", person("\u212Ate@corp.example", true), []policy.Rule{policy.NewRule("allow", []string{"kte@corp.example"}, nil, nil)}, false},
 		{"no address", person("", true), []policy.Rule{alice}, false},
 
 		{"domain", person("bob@corp.example", true), []policy.Rule{corp}, true},
@@ -77,16 +79,39 @@ func TestPermit(t *testing.T) {
 	}
 }
 
-// The log tells an operator the commonest mistake from a refusal on purpose.
-func TestPermitNamesTheUnverifiedAddress(t *testing.T) {
-	unverified, unnamed := person("bob@corp.example", false), person("", false)
-	a, b := policy.Permit(&unverified, corp), policy.Permit(&unnamed, corp)
-	if a == nil || b == nil || a.Error() == b.Error() {
-		t.Errorf("the causes are not told apart: %v, %v", a, b)
+// The log tells an operator which rule refused whom, and the commonest mistake from a
+// refusal on purpose.
+func TestRefusals(t *testing.T) {
+	var many []string
+	for i := range 30 {
+		many = append(many, "g"+strconv.Itoa(i))
 	}
-	// Where no rule asks for an address, it is not to blame.
-	if c := policy.Permit(&unverified, agents); c == nil || c.Error() != b.Error() {
-		t.Errorf("a rule of groups blames the address: %v", c)
+	for _, test := range []struct {
+		id   coatcheck.Identity
+		rule policy.Rule
+		says []string
+		not  string
+	}{
+		{person("bob@corp.example", false, "staff"), corp, []string{`subject "1"`, `"bob@corp.example"`, "email_verified", `["staff"]`}, ""},
+		{person("bob@else.example", true), corp, []string{"allow does not name"}, "email_verified"},
+		{person("", false), corp, []string{"no e-mail address"}, "email_verified"},
+		// Where no rule asks for an address, it is not to blame.
+		{person("bob@corp.example", false), agents, []string{`"bob@corp.example"`}, "email_verified"},
+		{person("", false, many...), agents, []string{`"g19"`, "and 10 more"}, `"g20"`},
+		{person("bob@corp.example\n", true), corp, []string{`\n`}, "\n"},
+	} {
+		err := policy.Permit(&test.id, nobody, test.rule)
+		if err == nil {
+			t.Fatalf("%+v may pass", test.id)
+		}
+		for _, want := range test.says {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("it does not say %s: %v", want, err)
+			}
+		}
+		if test.not != "" && strings.Contains(err.Error(), test.not) {
+			t.Errorf("it says %s: %v", test.not, err)
+		}
 	}
 }
 
@@ -140,7 +165,7 @@ func TestDecide(t *testing.T) {
 }
 
 func TestRuleIsEmpty(t *testing.T) {
-	if !nobody.Empty() || !policy.NewRule(nil, []string{}, nil).Empty() {
+	if !nobody.Empty() || !policy.NewRule("allow", nil, []string{}, nil).Empty() {
 		t.Error("a rule without entries is not empty")
 	}
 	for i, r := range []policy.Rule{alice, corp, agents} {
@@ -153,7 +178,7 @@ func TestRuleIsEmpty(t *testing.T) {
 // A rule keeps none of the lists that it was made of.
 func TestRuleIsImmutable(t *testing.T) {
 	lists := [][]string{{"alice@corp.example"}, {"corp.example"}, {"agent"}}
-	rule := policy.NewRule(lists[0], lists[1], lists[2])
+	rule := policy.NewRule("allow", lists[0], lists[1], lists[2])
 	for _, list := range lists {
 		list[0] = "evil.example"
 	}

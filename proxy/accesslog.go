@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"strconv"
 	"sync"
 	"time"
@@ -18,11 +19,13 @@ var linePool = sync.Pool{New: func() any { return &line{buf: make([]byte, 0, 1<<
 
 // write writes the line of an exchange that has ended. It never has the query: codes and
 // states come in it.
-func (a accessLog) write(x *exchange, status int, took time.Duration) {
+func (a accessLog) write(x *exchange, level slog.Level, status int, took time.Duration) {
 	l := linePool.Get().(*line)
 	l.buf = append(l.buf[:0], `{"time":"`...)
 	l.buf = x.start.Add(took).AppendFormat(l.buf, time.RFC3339Nano)
-	l.buf = append(l.buf, `","level":"INFO","msg":"request"`...)
+	l.buf = append(l.buf, `","level":"`...)
+	l.buf = append(l.buf, level.String()...)
+	l.buf = append(l.buf, `","msg":"request"`...)
 	l.text("request_id", x.id)
 	l.text("client", x.client.ip)
 	l.text("method", x.r.Method)
@@ -30,11 +33,12 @@ func (a accessLog) write(x *exchange, status int, took time.Duration) {
 	l.text("path", legible(x.r.URL.Path))
 	l.text("route", x.routeName())
 	l.number("status", int64(status))
-	l.text("code", string(x.code))
+	l.optional("code", string(x.code))
 	l.number("bytes", x.w.bytes)
 	l.key("ms")
 	l.buf = strconv.AppendFloat(l.buf, float64(took.Microseconds())/1000, 'f', -1, 64)
-	l.text("session", x.ref())
+	l.optional("session", x.ref())
+	l.optional("user", x.user())
 	if x.unverified > 0 {
 		l.number("unverified", int64(x.unverified))
 	}
@@ -58,6 +62,13 @@ func (l *line) key(name string) {
 func (l *line) number(name string, n int64) {
 	l.key(name)
 	l.buf = strconv.AppendInt(l.buf, n, 10)
+}
+
+// optional writes nothing for what is empty.
+func (l *line) optional(name, s string) {
+	if s != "" {
+		l.text(name, s)
+	}
 }
 
 func (l *line) text(name, s string) {

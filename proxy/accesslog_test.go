@@ -33,21 +33,27 @@ func TestAccessLog(t *testing.T) {
 			w:          response{bytes: rapid.Int64Min(0).Draw(t, "bytes")},
 		}
 		if rapid.Bool().Draw(t, "signed in") {
-			x.live = &session.Live{Ref: "ref"}
+			x.live = &session.Live{Ref: "ref", Session: &coatcheck.Session{Identity: coatcheck.Identity{Subject: text.Draw(t, "user")}}}
 		}
 		took := time.Duration(rapid.Int64Range(0, 1e12).Draw(t, "took"))
 
 		var got, want bytes.Buffer
-		accessLog{&got}.write(x, 200, took)
+		level := rapid.SampledFrom([]slog.Level{slog.LevelDebug, slog.LevelInfo}).Draw(t, "level")
+		accessLog{&got}.write(x, level, 200, took)
 		attrs := []any{
 			"request_id", x.id, "client", x.client.ip, "method", "GET", "host", legible(r.Host), "path", legible(r.URL.Path),
-			"route", x.route, "status", 200, "code", string(x.code), "bytes", x.w.bytes,
-			"ms", float64(took.Microseconds()) / 1000, "session", x.ref(),
+			"route", x.route, "status", 200, "bytes", x.w.bytes, "ms", float64(took.Microseconds()) / 1000,
+		}
+		for name, value := range map[string]string{"code": string(x.code), "session": x.ref(), "user": x.user()} {
+			if value != "" {
+				attrs = append(attrs, name, value)
+			}
 		}
 		if x.unverified > 0 {
 			attrs = append(attrs, "unverified", x.unverified)
 		}
-		slog.New(slog.NewJSONHandler(&want, nil)).Info("request", append(attrs, "user_agent", legible(r.UserAgent()))...)
+		slog.New(slog.NewJSONHandler(&want, &slog.HandlerOptions{Level: level})).Log(
+			t.Context(), level, "request", append(attrs, "user_agent", legible(r.UserAgent()))...)
 		if diff := cmp.Diff(fields(t, want.String()), fields(t, got.String())); diff != "" {
 			t.Fatalf("slog writes (-) and we write (+):\n%s", diff)
 		}

@@ -154,7 +154,7 @@ func TestEndedIsReadToTell(t *testing.T) {
 		{"a free page", "/public", dead, r.Allow, 1},
 		{"our own page", "/oauth2/sign_in", dead, r.Allow, 1},
 		{"signed in", "/x", alive, r.Allow, 1},
-		{"signed in, refused", "/x", alive, policy.NewRule([]string{"bob@example.com"}, nil, nil), 1},
+		{"signed in, refused", "/x", alive, policy.NewRule("allow", []string{"bob@example.com"}, nil, nil), 1},
 		{"nobody", "/x", nil, r.Allow, 0},
 		{"a session that is not enough", "/x", returning, r.Allow, 1},
 		{"told", "/x", dead, r.Allow, 2},

@@ -51,6 +51,14 @@ func (x *exchange) ref() string {
 	return string(x.live.Ref)
 }
 
+// user is the subject of the session, "" while nobody is known to be signed in.
+func (x *exchange) user() string {
+	if x.live == nil {
+		return ""
+	}
+	return x.live.Identity.Subject
+}
+
 func (x *exchange) routeName() string {
 	if x.route == "" {
 		return "none"

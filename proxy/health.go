@@ -3,9 +3,11 @@ package proxy
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"math"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -21,6 +23,12 @@ const (
 	// readyFor is how long one answer of the store serves all health checks, so that
 	// a flood of them costs the store nothing.
 	readyFor = 200 * time.Millisecond
+)
+
+// What health checks are called in logs and metrics, beside routes and endpoints.
+const (
+	routePing  = "ping"
+	routeReady = "ready"
 )
 
 // healthCheck returns the handler of /ping and /ready, or nil. The target must be
@@ -40,7 +48,7 @@ func (p *Proxy) healthCheck(r *http.Request) endpoint {
 
 // ping answers that the process lives.
 func (p *Proxy) ping(x *exchange) error {
-	x.route = "ping"
+	x.route = routePing
 	h := x.w.Header()
 	ownHeaders(h)
 	h.Set("Content-Type", "text/plain; charset=utf-8")
@@ -53,7 +61,7 @@ func (p *Proxy) ping(x *exchange) error {
 // down. A provider that is down doesn't make a node unready, since the people who are
 // signed in are served without it; the body tells.
 func (p *Proxy) answerReady(x *exchange) error {
-	x.route = "ready"
+	x.route = routeReady
 	body := struct {
 		Ready  bool   `json:"ready"`
 		Store  string `json:"store"`
@@ -62,14 +70,22 @@ func (p *Proxy) answerReady(x *exchange) error {
 	}{Store: "ok", SignIn: "ok", Drain: p.draining.Load()}
 	away, err := p.Readiness.check(x.r.Context())
 	usable := err == nil || away <= p.Sessions.OutageGrace
+	message, level, attrs := "ready", slog.LevelInfo, []any{"request_id", x.id}
+	if err != nil {
+		level, attrs = slog.LevelWarn, append(attrs, "error", err)
+	}
 	switch {
 	case err == nil:
 	case usable:
 		body.Store = "unavailable, in outage grace"
-		p.Logger.Warn("ready in outage grace", "request_id", x.id, "error", err)
+		message = "ready in outage grace"
 	default:
 		body.Store = "unavailable"
-		p.Logger.Warn("not ready", "request_id", x.id, "error", err)
+		message = "not ready"
+	}
+	// Load balancers ask all day, so only what has changed since the last answer is told.
+	if p.Readiness.told.Swap(message) != message {
+		p.Logger.Log(x.r.Context(), level, message, attrs...)
 	}
 	if p.SignIn.Ready() != nil {
 		body.SignIn = "unavailable"
@@ -103,6 +119,7 @@ type Readiness struct {
 	until    time.Time
 	answered time.Time // when the store was asked last and answered; zero before that
 	err      error
+	told     atomic.Value // what the log says of it: a string
 }
 
 // NewReadiness returns the Readiness of a store. There is one for each, for as long as it is

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -101,6 +102,46 @@ func TestReady(t *testing.T) {
 	}
 	if w := r.serveHTTP("GET", "/public", ""); w.Code != http.StatusOK {
 		t.Errorf("a request while draining: %d", w.Code)
+	}
+}
+
+// A health check is no news, and what it finds is told when it changes.
+func TestHealthChecksAreQuiet(t *testing.T) {
+	r := newRig(t)
+	store := new(pinger)
+	r.Readiness = NewReadiness(store)
+	r.Logger = slog.New(slog.NewJSONHandler(r.log, nil))
+	for _, step := range []struct {
+		err  error
+		logs []string
+	}{
+		{nil, []string{`"msg":"ready"`}},
+		{errors.New("down"), []string{`"msg":"not ready"`, `"error":"down"`, `"path":"/ready"`}},
+		{errors.New("down"), []string{`"path":"/ready"`}},
+		{nil, []string{`"msg":"ready"`}},
+	} {
+		store.err, r.Readiness.until = step.err, time.Time{}
+		r.log.Reset()
+		r.serveHTTP("GET", "/ready", "")
+		r.Readiness.until = time.Now().Add(time.Hour)
+		if step.err == nil {
+			r.serveHTTP("GET", "/ready", "")
+			r.serveHTTP("GET", "/ping", "")
+		}
+		text := r.log.String()
+		for _, want := range step.logs {
+			if !strings.Contains(text, want) {
+				t.Errorf("the log lacks %s:\n%s", want, text)
+			}
+		}
+		if n := strings.Count(text, "\n"); step.err == nil && n != 1 || len(step.logs) == 1 && n != 1 {
+			t.Errorf("%d lines:\n%s", n, text)
+		}
+	}
+	r.Logger = slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r.log.Reset()
+	if r.serveHTTP("GET", "/ping", ""); !strings.Contains(r.log.String(), `"level":"DEBUG","msg":"request"`) {
+		t.Errorf("at debug: %s", r.log)
 	}
 }
 

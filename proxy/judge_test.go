@@ -25,7 +25,7 @@ func TestNoLongerAllowed(t *testing.T) {
 	_, alice := r.signedIn(t, "alice")
 	_, bob := r.signedIn(t, "bob")
 	r.Proxy.Trusted = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} // where httptest's requests come from
-	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
+	r.Proxy.Allow = policy.NewRule("allow", []string{"bob@example.com"}, nil, nil)
 	for _, tt := range []struct {
 		cookie      http.Header
 		user, state string

@@ -242,8 +242,12 @@ func (p *Proxy) finish(x *exchange) {
 		status = http.StatusOK // net/http's answer to a handler that wrote nothing
 	}
 	p.Metrics.Request(x.routeName(), status, took)
-	if p.AccessLog != nil {
-		accessLog{p.AccessLog}.write(x, status, took)
+	level := slog.LevelInfo
+	if (x.route == routePing || x.route == routeReady) && status == http.StatusOK {
+		level = slog.LevelDebug // load balancers ask all day
+	}
+	if p.AccessLog != nil && (level == slog.LevelInfo || p.Logger.Enabled(x.r.Context(), level)) {
+		accessLog{p.AccessLog}.write(x, level, status, took)
 	}
 	if v == http.ErrAbortHandler {
 		panic(v) // net/http then closes the connection

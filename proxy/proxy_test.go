@@ -187,10 +187,16 @@ func TestUserinfo(t *testing.T) {
 			t.Errorf("%s by nobody: %d, %s", target, w.Code, w.Header().Get("Content-Type"))
 		}
 	}
-	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
+	r.Proxy.Allow = policy.NewRule("allow", []string{"bob@example.com"}, nil, nil)
 	for _, target := range []string{"/oauth2/userinfo", "/oauth2/auth", "/x"} {
+		r.log.Reset()
 		if w := r.serveHTTP("GET", target, "", alice); w.Code != http.StatusForbidden || w.Header().Get("Location") != "" {
 			t.Errorf("%s by somebody who may not sign in: %d", target, w.Code)
+		}
+		for _, want := range []string{`"user":"alice","error":"policy: allow does not name the person`, `"user":"alice","user_agent"`} {
+			if !strings.Contains(r.log.String(), want) {
+				t.Errorf("the log of %s lacks %s:\n%s", target, want, r.log)
+			}
 		}
 	}
 }
@@ -198,7 +204,7 @@ func TestUserinfo(t *testing.T) {
 // TestMayNotSignIn: who may not sign in at all gets no session, only an explanation.
 func TestMayNotSignIn(t *testing.T) {
 	r := newRig(t)
-	r.Proxy.Allow = policy.NewRule([]string{"bob@example.com"}, nil, nil)
+	r.Proxy.Allow = policy.NewRule("allow", []string{"bob@example.com"}, nil, nil)
 	for user, status := range map[string]int{"alice": http.StatusForbidden, "bob": http.StatusSeeOther} {
 		start := r.serveHTTP("GET", "/oauth2/start", "")
 		pair, _, _ := strings.Cut(start.Header().Get("Set-Cookie"), ";")

@@ -216,9 +216,13 @@ func (p *Proxy) render(x *exchange, err error) {
 	if x.r.Context().Err() != nil {
 		level = slog.LevelDebug // the client has left; browsers do so all day
 	}
-	p.Logger.LogAttrs(x.r.Context(), level, "request refused",
-		slog.String("request_id", x.id), slog.String("code", string(code)), slog.Int("status", a.status),
-		slog.String("route", x.routeName()), slog.String("session", x.ref()), slog.String("error", err.Error()))
+	attrs := []slog.Attr{
+		slog.String("request_id", x.id), slog.String("code", string(code)), slog.Int("status", a.status), slog.String("route", x.routeName()),
+	}
+	if x.live != nil {
+		attrs = append(attrs, slog.String("session", x.ref()), slog.String("user", x.user()))
+	}
+	p.Logger.LogAttrs(x.r.Context(), level, "request refused", append(attrs, slog.String("error", err.Error()))...)
 
 	h := x.w.Header()
 	switch a.status {

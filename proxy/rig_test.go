@@ -71,7 +71,7 @@ func newRig(t testing.TB) *rig {
 		URL: &url.URL{Scheme: "http", Host: "app.internal"}, Jar: jar, Headers: upstream.DefaultIdentityHeaders,
 		Transport: r.app, Streams: new(upstream.Streams),
 	})
-	everybody := policy.NewRule(nil, nil, nil)
+	everybody := policy.NewRule("allow", nil, nil, nil)
 	routes, err := route.NewTable([]route.Entry[Route]{
 		{Pattern: route.Pattern{Host: public.Host, Path: "/"}, Value: Route{
 			Name: "/", Require: coatcheck.Authenticated, Allow: everybody, Upstream: app,

@@ -114,7 +114,7 @@ func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
 		Trusted:   cfg.TrustedProxies,
 		Limits:    route.Limits{URI: cfg.Limits.URIBytes, Cookies: cfg.Limits.Cookies},
 		Routes:    sites.table,
-		Allow:     newRule(cfg.Allow),
+		Allow:     newRule("allow", cfg.Allow),
 		Tenant:    tenant,
 		Sessions:  next.sessions,
 		SignIn:    next.signIn,
@@ -295,10 +295,11 @@ func (n *node) newRoutes(cfg *config.Config) (*sites, error) {
 	s := new(sites)
 	var entries []route.Entry[proxy.Route]
 	for _, r := range cfg.Routes {
+		name := routeName(cfg, r)
 		target := proxy.Route{
-			Name:          routeName(cfg, r),
+			Name:          name,
 			Require:       r.Require,
-			Allow:         newRule(r.Allow),
+			Allow:         newRule("allow of the route "+name, r.Allow),
 			MethodGuarded: methodGuarded(cfg.Routes, r),
 		}
 		if r.Upstream != nil {
@@ -377,6 +378,6 @@ func authority(public *url.URL, host string) string {
 	}
 }
 
-func newRule(a config.Allow) policy.Rule {
-	return policy.NewRule(a.Emails, a.EmailDomains, a.Groups)
+func newRule(name string, a config.Allow) policy.Rule {
+	return policy.NewRule(name, a.Emails, a.EmailDomains, a.Groups)
 }
