@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -155,6 +156,31 @@ func TestParseRingRefuses(t *testing.T) {
 	}
 }
 
+// Whoever has a damaged file is told what is wrong with it.
+func TestParseRingTellsTheCause(t *testing.T) {
+	whole := string(NewRing().Marshal())
+	for name, test := range map[string]struct{ data, want string }{
+		"nothing":                 {"", "it is empty"},
+		"white space":             {" \n", "it is empty"},
+		"copied in part":          {whole[:100], "it ends too early, after 100 bytes: was it copied only in part?"},
+		"without its last byte":   {strings.TrimSuffix(whole, "}\n"), "was it copied only in part?"},
+		"YAML":                    {"version: 1\nkeys:\n- key: x\n", "it is not JSON, from line 1, column 1 on: want {"},
+		"a comma too many":        {"{\n  \"version\": 1,\n  }", "it is not JSON, from line 3, column 3 on: want {"},
+		"keys as text":            {`{"version": 1, "keys": "x"}`, "it has a wrong type at keys: want {"},
+		"a time as a number":      {`{"keys": [{"created": 1}]}`, "it has a time that is none: "},
+		"a key as a number":       {`{"version": 1, "keys": [{"key": 1}]}`, "it has a wrong type at keys.key: want {"},
+		"a list":                  {`[]`, "it is another kind of JSON: want {"},
+		"index_key misspelled":    {strings.Replace(whole, "index_key", "indexkey", 1), "is its name misspelled?"},
+		"no index_key":            {regexp.MustCompile(`,\s*"index_key": "[^"]*"`).ReplaceAllString(whole, ""), "it has no index_key: "},
+		"another field beside it": {strings.Replace(whole, `"version"`, `"color": "red", "version"`, 1), "it has a field that no key ring has: want {"},
+		"a time that is none":     {regexp.MustCompile(`"created": "[^"]*"`).ReplaceAllString(whole, `"created": "now"`), "it has a time that is none: "},
+	} {
+		if _, err := ParseRing([]byte(test.data)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}
+
 // Invariant 13.
 func TestRingIsNotPrinted(t *testing.T) {
 	ring := NewRing()
@@ -225,8 +251,8 @@ func TestWriteNew(t *testing.T) {
 	if !slices.Equal(got.KeyIDs(), first.KeyIDs()) {
 		t.Error("the second write changed the file")
 	}
-	if err := first.WriteNew(filepath.Join(dir, "missing", "keys.json")); err == nil {
-		t.Error("a ring was written into a folder that does not exist")
+	if err := first.WriteNew(filepath.Join(dir, "missing", "keys.json")); !errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), ".keys-") {
+		t.Errorf("a folder that does not exist: %v", err)
 	}
 	wantFiles(t, dir, "keys.json")
 }

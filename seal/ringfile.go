@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -52,8 +53,7 @@ func ParseRing(data []byte) (*Ring, error) {
 	dec.DisallowUnknownFields()
 	var f ringFile
 	if err := dec.Decode(&f); err != nil {
-		// encoding/json may quote a string that has the wrong type.
-		return nil, fmt.Errorf(`%s: not a key ring: want {"version": 1, "keys": [{"key": "…", "created": "…"}], "index_key": "…"}`, op)
+		return nil, fmt.Errorf("%s: %s", op, whyNoRing(data, err, f))
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("%s: text after the end", op)
@@ -113,6 +113,34 @@ func ParseRing(data []byte) (*Ring, error) {
 	r := &Ring{index: [keySize]byte(index)}
 	r.keys.Store(newKeySet(keys, retired))
 	return r, nil
+}
+
+// whyNoRing says why data was not decoded, for err, in words of its own: encoding/json may
+// quote what it read. f is as far as it got.
+func whyNoRing(data []byte, err error, f ringFile) string {
+	const want = `want {"version": 1, "keys": [{"key": "…", "created": "…"}], "index_key": "…"}`
+	var syntax *json.SyntaxError
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case len(bytes.TrimSpace(data)) == 0:
+		return "it is empty"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Sprintf("it ends too early, after %d bytes: was it copied only in part?", len(data))
+	case errors.As(err, &syntax):
+		before := data[:max(0, syntax.Offset-1)]
+		line, column := 1+bytes.Count(before, []byte("\n")), len(before)-bytes.LastIndexByte(before, '\n')
+		return fmt.Sprintf("it is not JSON, from line %d, column %d on: %s", line, column, want)
+	case errors.As(err, &wrong) && wrong.Field != "": // it is named by the fields of ringFile
+		return fmt.Sprintf("it has a wrong type at %s: %s", wrong.Field, want)
+	case errors.As(err, &wrong):
+		return "it is another kind of JSON: " + want
+	case !strings.HasPrefix(err.Error(), "json: unknown field"): // a time's
+		return "it has a time that is none: one looks like 2026-01-31T12:00:00Z"
+	case f.IndexKey == "":
+		return "it has no index_key, but a field that no key ring has: is its name misspelled?"
+	default:
+		return "it has a field that no key ring has: " + want
+	}
 }
 
 // ReadRing reads a ring from a file. It returns an error that wraps ErrNoFile if the
@@ -181,8 +209,11 @@ func (r *Ring) Write(file string) error {
 // write writes the ring to a new file in the same folder, and lets place put it there.
 func (r *Ring) write(file string, place func(tmp *os.File) error) error {
 	tmp, err := os.CreateTemp(filepath.Dir(file), ".keys-*") // mode 0600
+	if wrong := (*os.PathError)(nil); errors.As(err, &wrong) {
+		err = wrong.Err // the path is that of a file that does not matter
+	}
 	if err != nil {
-		return fmt.Errorf("seal: write key ring: %w", err)
+		return fmt.Errorf("seal: write key ring: a file in the folder %s: %w", filepath.Dir(file), err)
 	}
 	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(r.Marshal())

@@ -212,9 +212,9 @@ func TestBadKeysAreRefused(t *testing.T) {
 		data []byte
 		says string
 	}{
-		"cut off":                     {second.Marshal()[:100], "not a key ring"},
-		"empty":                       {nil, "not a key ring"},
-		"another field":               {cut, "not a key ring"},
+		"cut off":                     {second.Marshal()[:100], "after 100 bytes: was it copied only in part?"},
+		"empty":                       {nil, "it is empty"},
+		"another field":               {cut, "a field that no key ring has"},
 		"another installation's":      {seal.NewRing().Marshal(), "it is the ring of other sessions"},
 		"without the key that seals":  {unnoted, "a key is taken out with coatcheck key retire"},
 		"a file that is a folder now": {[]byte("folder"), "is a directory"},
