@@ -39,8 +39,6 @@ const (
 	ReasonRefreshLost Reason = "refresh_lost"
 	// ReasonKeyRetired: the key that sealed the session was taken out of use.
 	ReasonKeyRetired Reason = "key_retired"
-	// ReasonAbandoned: the sign-in could not be completed, so nobody ever held the ticket.
-	ReasonAbandoned Reason = "abandoned"
 	// ReasonLost: the record was gone before its time, and nobody says why: the store has
 	// lost it, or a node was stopped while it ended the session.
 	ReasonLost Reason = "lost"
@@ -51,7 +49,7 @@ func Reasons() []Reason {
 	return []Reason{
 		ReasonIdle, ReasonAbsolute, ReasonSignedOut, ReasonReplaced, ReasonEvicted,
 		ReasonRevoked, ReasonSignedOutElsewhere, ReasonBackChannel, ReasonFrontChannel,
-		ReasonRefreshRefused, ReasonRefreshLost, ReasonKeyRetired, ReasonAbandoned, ReasonLost,
+		ReasonRefreshRefused, ReasonRefreshLost, ReasonKeyRetired, ReasonLost,
 	}
 }
 

@@ -45,11 +45,6 @@ var endings = map[coatcheck.Reason]explanation{
 		"You were signed out because the people who run this site ended your session.",
 		"Sign in again to go on. If that doesn't help, ask the people who run this site.",
 	},
-	coatcheck.ReasonAbandoned: {
-		"You were not signed in",
-		"Your sign-in could not be completed, so it began no session.",
-		"Sign in again.",
-	},
 	coatcheck.ReasonSignedOutElsewhere: {
 		"You were signed out",
 		"You were signed out here because you ended this session from another device or browser.",

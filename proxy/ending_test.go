@@ -59,9 +59,6 @@ func TestEndedSessionExplainsItself(t *testing.T) {
 	r := newRig(t)
 	name := r.Sessions.Jar.Session()
 	for _, reason := range coatcheck.Reasons() {
-		if reason == coatcheck.ReasonAbandoned {
-			continue // nobody ever held its ticket
-		}
 		cookie := r.end(t, reason)
 		for _, tt := range []struct {
 			name, method, target string

@@ -12,6 +12,10 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
+// abandoned marks the entry of a session whose sign-in failed at its last step: nobody ever
+// held the ticket, so it ends without a word to anybody.
+const abandoned coatcheck.Reason = "abandoned"
+
 // Begin keeps a new session for s and puts its ticket into the response header h. The
 // ticket is always new; a session that the request (header in) still carries ends, so
 // that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created,
@@ -67,7 +71,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 
 	ttl := m.ttl(s)
 	if err := m.Store.Create(ctx, t.handle, sealed, ttl); err != nil {
-		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, abandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	ending, err := m.admit(ctx, listing, ttl+listedLonger, replaced(carried, listing))
@@ -75,7 +79,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		// Nobody holds the ticket; what is left in the store goes at the next occasion.
 		var limit *store.LimitError
 		if !errors.As(err, &limit) || m.Store.Delete(ctx, t.handle) != nil {
-			m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
+			m.upkeep.leave(listing, abandoned)
 		}
 		if limit != nil {
 			m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
@@ -95,12 +99,12 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		}
 	}
 	if err != nil {
-		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, abandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
 	}
 	over, err := m.barred(ctx, listing, confirmed)
 	if err != nil {
-		m.upkeep.leave(listing, coatcheck.ReasonAbandoned)
+		m.upkeep.leave(listing, abandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))

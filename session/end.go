@@ -90,7 +90,7 @@ func (m *Manager) finish(ctx context.Context, listed store.Entry, opened *coatch
 	if listed.Ending != store.ReasonExpired {
 		m.upkeep.revoked(listed.Record)
 	}
-	if reason != coatcheck.ReasonAbandoned {
+	if reason != abandoned {
 		ended := m.event(coatcheck.EventEnded, e, 0, func(ev *coatcheck.Event) { ev.Reason = reason })
 		if err := m.Events.Record(ctx, ended); err != nil {
 			m.Logger.DebugContext(ctx, "the end of a session is not recorded yet", "session", e.Ref, "error", err)

@@ -436,13 +436,13 @@ type dying struct{ store.Leaser }
 
 func (d dying) Acquire(ctx context.Context, name string, ttl time.Duration) (store.Lease, error) {
 	l, err := d.Leaser.Acquire(ctx, name, ttl)
-	return abandoned{l}, err
+	return unrenewable{l}, err
 }
 
-type abandoned struct{ store.Lease }
+type unrenewable struct{ store.Lease }
 
-func (abandoned) Renew(context.Context, time.Duration) error { return errDown }
-func (abandoned) Release(context.Context) error              { return errDown }
+func (unrenewable) Renew(context.Context, time.Duration) error { return errDown }
+func (unrenewable) Release(context.Context) error              { return errDown }
 
 // The holder dies after it has sent the token: nobody sends it again, and the session ends
 // with its access token. If the holder has not died but was only stopped for long, what it

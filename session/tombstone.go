@@ -41,7 +41,7 @@ func (m *Manager) verifier(t ticket) []byte {
 
 // bury leaves a tombstone. The first reason stays.
 func (m *Manager) bury(ctx context.Context, e Entry, reason coatcheck.Reason) error {
-	if m.Tombstones <= 0 || reason == coatcheck.ReasonAbandoned || e.verifier == nil {
+	if m.Tombstones <= 0 || reason == abandoned || e.verifier == nil {
 		return nil
 	}
 	data, err := encMode.Marshal(tombstone{tombstoneVersion, string(reason), e.verifier})

@@ -180,8 +180,10 @@ func TestBeginFails(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := newRig(t)
+			var events notebook
+			r := newRig(t, func(o *Options) { o.Events = &events })
 			before := r.signIn("alice")
+			events.told()
 			r.probe.forget(nil)
 			r.wantUser("alice", before) // so that the probe knows its key
 			hook := test.hook(r)
@@ -199,6 +201,7 @@ func TestBeginFails(t *testing.T) {
 			r.Manager.Registry = r.memory
 			r.finishLeft(t.Context())
 			r.wantKept(before)
+			events.want(t)
 		})
 	}
 }

@@ -247,7 +247,7 @@ func TestUpkeepIsBounded(t *testing.T) {
 			t.Errorf("%d revocations are remembered for ever", len(u.revoke))
 		}
 		for range maxLeft + 1 {
-			u.leave(store.Entry{}, coatcheck.ReasonAbandoned)
+			u.leave(store.Entry{}, abandoned)
 		}
 		if n := len(u.left); n > maxLeft {
 			t.Errorf("%d leftovers are remembered", n)
