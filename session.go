@@ -70,14 +70,16 @@ type Origin struct {
 // A Renewal is how far a session is with getting something new from its provider. It is
 // kept with the session, so that all nodes know of it. Its times are the store's.
 type Renewal struct {
-	// Attempt names the attempt that may have sent the refresh token; empty if none has
-	// that is not known to have ended.
+	// Attempt names the attempt that may have sent the refresh token and whose outcome is
+	// unknown; empty if there is none.
 	Attempt string
 	// AttemptAt is when Attempt was noted, shortly before anything was sent.
 	AttemptAt time.Time
-	// RetryAt is before when nothing is tried again, after Failures failures in a row.
-	RetryAt  time.Time
-	Failures int
+	// NotBefore is when the provider is asked next at the earliest: ahead of the access
+	// token's end, or later after Failures failures in a row. With the refresh token lost it
+	// is when the session may end. Zero: not planned.
+	NotBefore time.Time
+	Failures  int
 	// Checked is when the provider last confirmed the person: at sign-in, with new tokens,
 	// or when it was asked for that.
 	Checked time.Time

@@ -29,13 +29,13 @@ func (m *Manager) needOf(s *coatcheck.Session, now time.Time) need {
 	switch {
 	case m.Provider == nil, !m.Provider.Knows(s.Provider, s.Identity.Issuer):
 		return needNothing
-	case lost(s) && ended && !now.Before(r.RetryAt):
+	case lost(s) && ended && !now.Before(r.NotBefore):
 		return needEnd
 	case lost(s):
-	case s.Tokens.Refresh == "" || expiry.IsZero() || now.Before(r.RetryAt):
+	case s.Tokens.Refresh == "" || expiry.IsZero() || now.Before(r.NotBefore):
 	case ended:
 		return needFresh
-	case r.RetryAt.IsZero() && now.Before(expiry.Add(-maxAhead)): // nobody has planned it
+	case r.NotBefore.IsZero() && now.Before(expiry.Add(-maxAhead)): // nobody has planned it
 	default:
 		return needRefresh
 	}
@@ -56,14 +56,14 @@ func (m *Manager) renewalDue(s *coatcheck.Session) time.Time {
 	var due time.Time
 	switch {
 	case lost(s):
-		if due = expiry; due.Before(r.RetryAt) {
-			due = r.RetryAt
+		if due = expiry; due.Before(r.NotBefore) {
+			due = r.NotBefore
 		}
 	case s.Tokens.Refresh == "" || expiry.IsZero():
-	case r.RetryAt.IsZero():
+	case r.NotBefore.IsZero():
 		due = expiry.Add(-maxAhead)
 	default:
-		due = r.RetryAt
+		due = r.NotBefore
 	}
 	if m.Recheck > 0 && s.Tokens.Access != "" {
 		if check := r.Checked.Add(m.Recheck); due.IsZero() || check.Before(due) {
@@ -85,5 +85,5 @@ func (m *Manager) planRenewal(s *coatcheck.Session) {
 	if ahead > 0 {
 		ahead += mathrand.N(ahead/2 + 1)
 	}
-	s.Renewal.RetryAt = s.Tokens.AccessExpiry.Add(-ahead)
+	s.Renewal.NotBefore = s.Tokens.AccessExpiry.Add(-ahead)
 }

@@ -50,7 +50,7 @@ type record struct {
 	Node              string   `cbor:"22,keyasint,omitempty"`
 	Attempt           string   `cbor:"23,keyasint,omitempty"`
 	AttemptAt         int64    `cbor:"24,keyasint,omitempty"`
-	RetryAt           int64    `cbor:"25,keyasint,omitempty"`
+	NotBefore         int64    `cbor:"25,keyasint,omitempty"`
 	Failures          int      `cbor:"26,keyasint,omitempty"`
 	Checked           int64    `cbor:"27,keyasint,omitempty"`
 }
@@ -112,7 +112,7 @@ func encode(s *coatcheck.Session) ([]byte, error) {
 		Node:              s.Origin.Node,
 		Attempt:           s.Renewal.Attempt,
 		AttemptAt:         millis(s.Renewal.AttemptAt),
-		RetryAt:           millis(s.Renewal.RetryAt),
+		NotBefore:         millis(s.Renewal.NotBefore),
 		Failures:          s.Renewal.Failures,
 		Checked:           millis(s.Renewal.Checked),
 	})
@@ -175,7 +175,7 @@ func decode(data []byte) (*coatcheck.Session, error) {
 		Renewal: coatcheck.Renewal{
 			Attempt:   r.Attempt,
 			AttemptAt: fromMillis(r.AttemptAt),
-			RetryAt:   fromMillis(r.RetryAt),
+			NotBefore: fromMillis(r.NotBefore),
 			Failures:  r.Failures,
 			Checked:   fromMillis(r.Checked),
 		},

@@ -57,7 +57,7 @@ func TestRecordRoundTrip(t *testing.T) {
 				ID: secret("id"), Access: secret("access"), Refresh: secret("refresh"), AccessExpiry: moment("expiry"),
 			},
 			Renewal: coatcheck.Renewal{
-				Attempt: text.Draw(t, "attempt"), AttemptAt: moment("attempt at"), RetryAt: moment("retry at"),
+				Attempt: text.Draw(t, "attempt"), AttemptAt: moment("attempt at"), NotBefore: moment("not before"),
 				Failures: rapid.Int().Draw(t, "failures"), Checked: moment("checked"),
 			},
 			Origin:   coatcheck.Origin{App: text.Draw(t, "app"), IP: text.Draw(t, "ip"), UserAgent: text.Draw(t, "user agent"), Node: text.Draw(t, "node")},

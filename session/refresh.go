@@ -16,7 +16,7 @@ const (
 	// refreshLease is for how long a node that has died keeps the others from a session's
 	// refresh token. One that lives renews it.
 	refreshLease = 10 * time.Second
-	// refreshLimit bounds an attempt, with all that the provider takes.
+	// refreshLimit bounds an attempt up to the provider's answer; see saveLimit.
 	refreshLimit = 2 * time.Minute
 	// saveLimit is for how long a node tries to write down what the provider has said. What
 	// it gives up then is lost.
@@ -29,8 +29,7 @@ const (
 	// freshPatience bounds how long requests wait for new tokens, from when their node began
 	// to ask for them. After that they are served with the old ones.
 	freshPatience = 20 * time.Second
-	// lookAgain is how long a session is served at most before it is looked at again whether
-	// it wants something of its provider.
+	// lookAgain bounds how long a session is served before needOf is asked again.
 	lookAgain = time.Second
 	// maxAhead bounds how long before its end an access token is replaced.
 	maxAhead = time.Minute
@@ -336,7 +335,7 @@ func (m *Manager) failed(outcome coatcheck.Outcome, again bool) func(*coatcheck.
 		if outcome == coatcheck.OutcomeMisconfigured {
 			wait = misconfiguredRetry
 		}
-		r.RetryAt = m.Now().Add(wait/2 + mathrand.N(wait/2+1))
+		r.NotBefore = m.Now().Add(wait/2 + mathrand.N(wait/2+1))
 		if outcome != coatcheck.OutcomeUnknown && !again {
 			r.Attempt, r.AttemptAt = "", time.Time{}
 		}
@@ -400,7 +399,7 @@ func (m *Manager) lose(ctx context.Context, t ticket, live *Live, end time.Time)
 		if s.Renewal.Attempt != attempt || s.Tokens.Refresh == "" {
 			return false
 		}
-		s.Tokens.Refresh, s.Renewal.RetryAt = "", end
+		s.Tokens.Refresh, s.Renewal.NotBefore = "", end
 		return true
 	})
 }

@@ -73,7 +73,7 @@ func TestRefreshIsInTime(t *testing.T) {
 		value := nodes[0].enter("alice", p)
 		p.setAnswer(func(int) (bool, error) { time.Sleep(2 * time.Minute); return false, nil })
 		live := nodes[0].wantUser("alice", value)
-		time.Sleep(time.Until(live.Renewal.RetryAt) - lookAgain/2)
+		time.Sleep(time.Until(live.Renewal.NotBefore) - lookAgain/2)
 		nodes[0].wantUser("alice", value)
 		if synctest.Wait(); p.uses(t) != 0 {
 			t.Error("refreshed before it is due")

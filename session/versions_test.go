@@ -24,7 +24,7 @@ func goldenWhole() *coatcheck.Session {
 	s.Origin = coatcheck.Origin{App: "shop.example", IP: "192.0.2.7", UserAgent: "Mozilla/5.0 (golden)", Node: "node-a"}
 	s.Renewal = coatcheck.Renewal{
 		Attempt: "ATTEMPT23456723456723456AB", AttemptAt: s.Created.Add(50 * time.Minute),
-		RetryAt: s.Created.Add(55 * time.Minute), Failures: 3, Checked: s.Created.Add(-time.Second),
+		NotBefore: s.Created.Add(55 * time.Minute), Failures: 3, Checked: s.Created.Add(-time.Second),
 	}
 	return s
 }
@@ -279,7 +279,7 @@ func TestLaterNodeBeside(t *testing.T) {
 
 		// Written anew, as a refresh does.
 		live, err := r.rewrite(t.Context(), tick, func(s *coatcheck.Session) bool {
-			s.Tokens.Access, s.Renewal.RetryAt = "new", time.Now().Add(time.Minute)
+			s.Tokens.Access, s.Renewal.NotBefore = "new", time.Now().Add(time.Minute)
 			return true
 		})
 		if err != nil || live.Tokens.Access != "new" {
