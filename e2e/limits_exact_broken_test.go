@@ -177,7 +177,7 @@ func (b admitInTwoSteps) Admit(ctx context.Context, e store.Entry, ttl time.Dura
 	if l.PerUser > 0 {
 		over = max(len(live)+1-l.PerUser, 0)
 	}
-	if over > 0 && l.OnLimit == store.Deny {
+	if over > 0 && l.OnLimit.Denies() {
 		return nil, &store.LimitError{Limit: store.LimitUser}
 	}
 	for _, o := range live[:over] {

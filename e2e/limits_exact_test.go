@@ -49,7 +49,7 @@ func testCrowd(t testing.TB, backends []store.Backend, limits store.Limits, crow
 		switch {
 		case err == nil:
 			f.ledger.look(t)
-		case limited(err) && limits.OnLimit == store.Deny:
+		case limited(err) && limits.OnLimit.Denies():
 			denied.Add(1)
 		default:
 			t.Errorf("a sign-in: %v", err)
@@ -58,7 +58,7 @@ func testCrowd(t testing.TB, backends []store.Backend, limits store.Limits, crow
 	took := time.Since(began)
 	f.settled(limits.PerUser)
 	acknowledged := len(f.ledger.held)
-	if limits.OnLimit == store.Deny && acknowledged != limits.PerUser {
+	if limits.OnLimit.Denies() && acknowledged != limits.PerUser {
 		t.Errorf("%d sign-ins succeeded, want %d", acknowledged, limits.PerUser)
 	}
 	t.Logf("%d sign-ins at once, %d denied, in %s; %s", crowd, denied.Load(), took.Round(time.Millisecond), f.ledger.report())

@@ -328,7 +328,7 @@ func (w *ward) outlived() {
 		switch {
 		case err == nil:
 			w.held = append(w.held, w.cookieIn(h))
-		case coatcheck.CodeOf(err) != coatcheck.CodeLimit || w.Limits.OnLimit != store.Deny:
+		case coatcheck.CodeOf(err) != coatcheck.CodeLimit || !w.Limits.OnLimit.Denies():
 			t.Errorf("a sign-in at another node: %v", err)
 		}
 		w.wantLimit("after a sign-in")

@@ -3,9 +3,10 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"time"
+
+	"github.com/coatcheck/coatcheck"
 )
 
 // Errors of a Registry that callers decide on; see also ErrNotFound and ErrTooLarge.
@@ -16,41 +17,6 @@ var (
 	// ErrBadEntry: a name in an entry or a query is not one that may stand in a key.
 	// Nothing was sent to the backend.
 	ErrBadEntry = errors.New("store: bad entry")
-)
-
-// A LimitError says that Admit refused because a limit is reached. Nothing was changed.
-type LimitError struct{ Limit LimitKind }
-
-func (e *LimitError) Error() string { return fmt.Sprintf("store: limit %s reached", e.Limit) }
-
-// A LimitKind names one of the Limits.
-type LimitKind string
-
-// The limits, as they stand in events and logs.
-const (
-	LimitUser  LimitKind = "per_user"
-	LimitApp   LimitKind = "per_app"
-	LimitTotal LimitKind = "total"
-)
-
-// Limits bound how many sessions are usable at once. Zero means no limit.
-type Limits struct {
-	PerUser int // of one user
-	PerApp  int // of one user that began at the same app
-	Total   int // of the tenant
-	// OnLimit says what Admit does at PerUser and PerApp. At Total it always denies:
-	// somebody else would have to pay.
-	OnLimit OnLimit
-}
-
-// OnLimit says who gives way at a limit.
-type OnLimit uint8
-
-// The zero value evicts nobody.
-const (
-	Deny        OnLimit = iota // the one who comes
-	EvictOldest                // the session that started first
-	EvictIdle                  // the session that was seen last the longest ago
 )
 
 // An Entry is a session as the registry lists it. There is nothing secret in it: Record
@@ -79,8 +45,12 @@ const (
 	MaxEntryData = 4 << 10 // bytes of Data
 )
 
-// ReasonExpired is the Ending of an entry that Reap found expired.
-const ReasonExpired = "expired"
+// What Ending says where the registry itself marked an entry.
+const (
+	ReasonEvicted  = string(coatcheck.ReasonEvicted)  // by Admit, for the sake of a limit
+	ReasonReplaced = string(coatcheck.ReasonReplaced) // by Admit, in whose place another one is
+	ReasonExpired  = "expired"                        // by Reap
+)
 
 const (
 	// EndingPatience is how long after it was marked an ending entry is left to whoever
@@ -103,7 +73,7 @@ const (
 type Registry interface {
 	// Admit lists e as live for ttl, in one atomic step for its user: it counts the user's
 	// live entries, leaves out the one called replaces, marks as many as have to give way
-	// as ending with the reason "evicted" (the replaced one: "replaced"), and inserts e.
+	// as ending with ReasonEvicted (the replaced one: ReasonReplaced), and inserts e.
 	// Expired and ending entries are not counted.
 	//
 	// It returns all entries of the user that are ending, whoever marked them: the limits
@@ -156,11 +126,27 @@ type Query struct {
 	ID     string
 }
 
-// CheckEntry returns ErrBadEntry or ErrTooLarge if e can't be listed. Registries call it
+// CheckAdmit returns ErrBadEntry or ErrTooLarge if e can't be listed in the place of the
+// entry called replaces, which may be empty. Registries call it, or one of those below,
 // first.
+func CheckAdmit(e Entry, replaces string) error {
+	if replaces != "" && !goodName(replaces) {
+		return ErrBadEntry
+	}
+	return CheckEntry(e)
+}
+
+// CheckNamed returns ErrBadEntry if e, of which nothing but the names counts, can't be listed.
+func CheckNamed(e Entry) error {
+	if !goodNames(e) {
+		return ErrBadEntry
+	}
+	return nil
+}
+
+// CheckEntry returns ErrBadEntry or ErrTooLarge if e can't be listed.
 func CheckEntry(e Entry) error {
-	if !goodName(e.ID) || !goodName(e.Tenant) || !goodName(e.User) ||
-		e.App != "" && !goodName(e.App) || e.SID != "" && !goodName(e.SID) {
+	if !goodNames(e) {
 		return ErrBadEntry
 	}
 	if len(e.Data) > MaxEntryData {
@@ -193,6 +179,11 @@ func CheckReason(reason string) error {
 		return ErrBadEntry
 	}
 	return nil
+}
+
+func goodNames(e Entry) bool {
+	return goodName(e.ID) && goodName(e.Tenant) && goodName(e.User) &&
+		(e.App == "" || goodName(e.App)) && (e.SID == "" || goodName(e.SID))
 }
 
 // goodName accepts what needs no quoting in any backend's keys.

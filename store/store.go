@@ -33,10 +33,22 @@ var (
 	// As with every other unknown error the write may have happened or not, but there is no
 	// use in waiting for the backend to answer.
 	ErrRefused = errors.New("store: write refused")
-	// ErrTooLarge: the key is over MaxKey or the value over MaxValue. Nothing was
-	// sent to the backend.
+	// ErrTooLarge: the key is over MaxKey, or empty, or the value is over MaxValue. Nothing
+	// was sent to the backend.
 	ErrTooLarge = errors.New("store: key or value too large")
 )
+
+// IsOutcome tells whether err is what the backend has to say of a call, so that its outcome
+// is known: one of ErrNotFound, ErrExists, ErrConflict, ErrEnding, ErrHeld, ErrLost, or a
+// *LimitError.
+func IsOutcome(err error) bool {
+	for _, outcome := range []error{ErrNotFound, ErrExists, ErrConflict, ErrEnding, ErrHeld, ErrLost} {
+		if errors.Is(err, outcome) {
+			return true
+		}
+	}
+	return errors.As(err, new(*LimitError))
+}
 
 // Bounds that hold for every backend, checked before anything is sent.
 const (

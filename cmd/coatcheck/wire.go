@@ -233,11 +233,7 @@ func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
 }
 
 func newLimits(cfg config.SessionLimits) store.Limits {
-	onLimit := map[string]store.OnLimit{
-		config.OnLimitEvictOldest: store.EvictOldest,
-		config.OnLimitEvictIdle:   store.EvictIdle,
-	}
-	return store.Limits{PerUser: cfg.PerUser, PerApp: cfg.PerApp, Total: cfg.Total, OnLimit: onLimit[cfg.OnLimit]}
+	return store.Limits{PerUser: cfg.PerUser, PerApp: cfg.PerApp, Total: cfg.Total, OnLimit: store.OnLimit(cfg.OnLimit)}
 }
 
 // openRing reads the key ring, or makes one where a single node keeps everything in

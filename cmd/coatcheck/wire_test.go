@@ -253,6 +253,20 @@ func TestRedisOptions(t *testing.T) {
 	}
 }
 
+// TestLimits: every setting arrives, and what on_limit says is what a store understands.
+func TestLimits(t *testing.T) {
+	for said, want := range map[string]store.OnLimit{
+		config.OnLimitDeny:        store.Deny,
+		config.OnLimitEvictOldest: store.EvictOldest,
+		config.OnLimitEvictIdle:   store.EvictIdle,
+	} {
+		got := newLimits(config.SessionLimits{PerUser: 3, PerApp: 2, Total: 4, OnLimit: said})
+		if want := (store.Limits{PerUser: 3, PerApp: 2, Total: 4, OnLimit: want}); got != want {
+			t.Errorf("newLimits with %s = %+v, want %+v", said, got, want)
+		}
+	}
+}
+
 // wired returns the node of a configuration.
 func wired(t *testing.T, text string) *node {
 	t.Helper()

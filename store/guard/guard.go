@@ -162,12 +162,8 @@ func (b *Backend) refused(caller context.Context, op string, err error) error {
 // nor does a call that was refused before it was sent. One whose own deadline passed does:
 // it would have been answered.
 func judge(caller context.Context, err error) verdict {
-	var limit *store.LimitError
 	switch {
-	case err == nil,
-		errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrExists), errors.Is(err, store.ErrConflict),
-		errors.Is(err, store.ErrHeld), errors.Is(err, store.ErrLost), errors.Is(err, store.ErrEnding),
-		errors.Is(err, store.ErrRefused), errors.As(err, &limit):
+	case err == nil, store.IsOutcome(err), errors.Is(err, store.ErrRefused):
 		return answered
 	case errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrBadEntry), errors.As(err, new(partly)),
 		errors.Is(caller.Err(), context.Canceled):

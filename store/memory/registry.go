@@ -2,11 +2,9 @@ package memory
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/coatcheck/coatcheck/store"
@@ -79,23 +77,19 @@ func (s *Store) seats(tenant string, now time.Time) int {
 
 // Admit implements store.Registry.
 func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
-	refused := store.CheckEntry(e)
-	if refused == nil && replaces != "" {
-		refused = store.CheckQuery(store.Query{Tenant: e.Tenant, ID: replaces})
-	}
-	if err := admit(ctx, "admit", refused); err != nil {
+	if err := admit(ctx, "admit", store.CheckAdmit(e, replaces)); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now, ofUser := time.Now(), s.users[userOf(e)]
-	var counted []*entry
+	var counted []store.Entry
 	for id, other := range ofUser {
 		if id != e.ID && id != replaces && other.Ending == "" && !other.expired(now) {
-			counted = append(counted, other)
+			counted = append(counted, other.Entry)
 		}
 	}
-	victims, err := giveWay(counted, e.App, limits)
+	victims, err := store.GiveWay(counted, e.App, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -109,11 +103,11 @@ func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, lim
 		return nil, &store.LimitError{Limit: store.LimitTotal}
 	}
 
-	for _, v := range victims {
-		v.mark("evicted", now)
+	for _, id := range victims {
+		ofUser[id].mark(store.ReasonEvicted, now)
 	}
 	if replaced != nil {
-		replaced.mark("replaced", now)
+		replaced.mark(store.ReasonReplaced, now)
 		replaced.seat = false
 	}
 	s.list(e, ttl, now)
@@ -124,50 +118,6 @@ func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, lim
 		}
 	}
 	return ending, nil
-}
-
-// giveWay returns those of a user's counted entries that have to end before one more of
-// app may begin, and no more of them than that takes; or a LimitError.
-func giveWay(counted []*entry, app string, limits store.Limits) ([]*entry, error) {
-	slices.SortFunc(counted, func(a, b *entry) int {
-		x, y := a.Started, b.Started
-		if limits.OnLimit == store.EvictIdle {
-			x, y = a.Seen, b.Seen
-		}
-		return cmp.Or(x.Compare(y), cmp.Compare(a.ID, b.ID))
-	})
-	over := func(n, limit int) int {
-		if limit <= 0 {
-			return 0
-		}
-		return max(n+1-limit, 0)
-	}
-	var sameApp []*entry
-	for _, e := range counted {
-		if e.App == app {
-			sameApp = append(sameApp, e)
-		}
-	}
-	// Whoever goes for the app's sake also makes room for the user.
-	ofApp := over(len(sameApp), limits.PerApp)
-	ofUser := max(over(len(counted), limits.PerUser)-ofApp, 0)
-	if limits.OnLimit == store.Deny {
-		switch {
-		case over(len(counted), limits.PerUser) > 0:
-			return nil, &store.LimitError{Limit: store.LimitUser}
-		case ofApp > 0:
-			return nil, &store.LimitError{Limit: store.LimitApp}
-		}
-		return nil, nil
-	}
-	victims := slices.Clone(sameApp[:ofApp])
-	for _, e := range counted {
-		if ofUser > 0 && !slices.Contains(victims, e) {
-			victims = append(victims, e)
-			ofUser--
-		}
-	}
-	return victims, nil
 }
 
 // Renew implements store.Registry.
@@ -193,15 +143,9 @@ func (s *Store) Renew(ctx context.Context, e store.Entry, ttl time.Duration) err
 	return nil
 }
 
-// checkNamed is CheckEntry for an entry that is only named.
-func checkNamed(e store.Entry) error {
-	e.Record, e.Data = "any", nil
-	return store.CheckEntry(e)
-}
-
 // End implements store.Registry.
 func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.Entry, error) {
-	refused := checkNamed(e)
+	refused := store.CheckNamed(e)
 	if refused == nil {
 		refused = store.CheckReason(reason)
 	}
@@ -220,7 +164,7 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 
 // Remove implements store.Registry.
 func (s *Store) Remove(ctx context.Context, e store.Entry) error {
-	if err := admit(ctx, "remove", checkNamed(e)); err != nil {
+	if err := admit(ctx, "remove", store.CheckNamed(e)); err != nil {
 		return err
 	}
 	s.mu.Lock()

@@ -1,10 +1,8 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -12,31 +10,20 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// Reasons that Admit marks entries with.
-const (
-	reasonEvicted  = "evicted"
-	reasonReplaced = "replaced"
-)
-
-// A listed is an entry as Admit looks at it.
+// A listed is an entry as Admit looks at it: its ID, App, Started and Seen, and
 type listed struct {
-	id, app       string
-	started, seen time.Time
-	seat          *int16
-	counts        bool // it is neither ending nor expired
+	store.Entry
+	seat   *int16
+	counts bool // it is neither ending nor expired
 }
 
 // Admit implements store.Registry.
 func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
-	err := store.CheckEntry(e)
-	if err == nil && replaces != "" {
-		err = store.CheckQuery(store.Query{Tenant: e.Tenant, ID: replaces})
-	}
-	if err != nil {
+	if err := store.CheckAdmit(e, replaces); err != nil {
 		return nil, wrap("admit", err)
 	}
 	var ending []store.Entry
-	err = s.write(ctx, "admit", func(ctx context.Context, conn *pgx.Conn) (err error) {
+	err := s.write(ctx, "admit", func(ctx context.Context, conn *pgx.Conn) (err error) {
 		ending, err = s.admit(ctx, conn, e, ttl, limits, replaces)
 		return rollback(ctx, conn, err)
 	})
@@ -53,7 +40,7 @@ func (s *Store) admit(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl ti
 	if err != nil {
 		return nil, err
 	}
-	victims, err := giveWay(ofUser, e, limits, replaces)
+	victims, err := store.GiveWay(counted(ofUser, e.ID, replaces), e.App, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +75,7 @@ func (s *Store) lockAndList(ctx context.Context, conn *pgx.Conn, e store.Entry, 
 		e.Tenant, e.User, e.ID, replaces, limits.PerUser > 0 || limits.PerApp > 0).
 		Query(func(rows pgx.Rows) error {
 			var l listed
-			_, err := pgx.ForEachRow(rows, []any{&l.id, &l.app, &l.started, &l.seen, &l.seat, &l.counts}, func() error {
+			_, err := pgx.ForEachRow(rows, []any{&l.ID, &l.App, &l.Started, &l.Seen, &l.seat, &l.counts}, func() error {
 				found = append(found, l)
 				l.seat = nil
 				return nil
@@ -102,58 +89,14 @@ func (s *Store) lockAndList(ctx context.Context, conn *pgx.Conn, e store.Entry, 
 	return found, taken, err
 }
 
-// giveWay returns those of a user's entries that have to end before e may begin, and no
-// more of them than that takes; or a LimitError.
-func giveWay(ofUser []listed, e store.Entry, limits store.Limits, replaces string) (victims []string, err error) {
-	counted := slices.DeleteFunc(slices.Clone(ofUser), func(l listed) bool {
-		return !l.counts || l.id == e.ID || l.id == replaces
-	})
-	slices.SortFunc(counted, func(a, b listed) int {
-		x, y := a.started, b.started
-		if limits.OnLimit == store.EvictIdle {
-			x, y = a.seen, b.seen
-		}
-		return cmp.Or(x.Compare(y), cmp.Compare(a.id, b.id))
-	})
-	ofApp := 0
-	for _, l := range counted {
-		if l.app == e.App {
-			ofApp++
+// counted returns those of a user's entries that the one called id is counted beside.
+func counted(ofUser []listed, id, replaces string) (others []store.Entry) {
+	for _, l := range ofUser {
+		if l.counts && l.ID != id && l.ID != replaces {
+			others = append(others, l.Entry)
 		}
 	}
-	overUser, overApp := over(len(counted), limits.PerUser), over(ofApp, limits.PerApp)
-	if limits.OnLimit == store.Deny {
-		switch {
-		case overUser > 0:
-			return nil, &store.LimitError{Limit: store.LimitUser}
-		case overApp > 0:
-			return nil, &store.LimitError{Limit: store.LimitApp}
-		}
-		return nil, nil
-	}
-	// Whoever goes for the app's sake makes room for the user as well.
-	for _, l := range counted {
-		if l.app == e.App && overApp > 0 {
-			victims = append(victims, l.id)
-			overApp--
-			overUser--
-		}
-	}
-	for _, l := range counted {
-		if overUser > 0 && !slices.Contains(victims, l.id) {
-			victims = append(victims, l.id)
-			overUser--
-		}
-	}
-	return victims, nil
-}
-
-// over returns how many of n are in the way of one more. No limit is over nothing.
-func over(n, limit int) int {
-	if limit <= 0 {
-		return 0
-	}
-	return max(n+1-limit, 0)
+	return others
 }
 
 // inherit returns the seat that e takes over: its own, where it was listed already, or
@@ -161,7 +104,7 @@ func over(n, limit int) int {
 func inherit(ofUser []listed, e store.Entry, replaces string) (seat int16, inherited bool) {
 	for _, id := range []string{e.ID, replaces} {
 		for _, l := range ofUser {
-			if l.id == id && l.seat != nil {
+			if l.ID == id && l.seat != nil {
 				return *l.seat, true
 			}
 		}
@@ -216,7 +159,7 @@ func (a admission) commit(ctx context.Context, conn *pgx.Conn) (ending []store.E
 		b.Queue(`
 			UPDATE entries SET ending = $3, due = clock_timestamp() + $4::interval
 			WHERE tenant = $1 AND user_id = $2 AND id = ANY($5) AND ending = ''`,
-			a.Tenant, a.User, reasonEvicted, store.EndingPatience, a.victims)
+			a.Tenant, a.User, store.ReasonEvicted, store.EndingPatience, a.victims)
 	}
 	if a.replaces != "" {
 		b.Queue(`
@@ -225,7 +168,7 @@ func (a admission) commit(ctx context.Context, conn *pgx.Conn) (ending []store.E
 				due = CASE ending WHEN '' THEN clock_timestamp() + $5::interval ELSE due END,
 				seat = CASE WHEN $6 THEN NULL ELSE seat END
 			WHERE tenant = $1 AND user_id = $2 AND id = $3`,
-			a.Tenant, a.User, a.replaces, reasonReplaced, store.EndingPatience, a.inherited)
+			a.Tenant, a.User, a.replaces, store.ReasonReplaced, store.EndingPatience, a.inherited)
 	}
 	b.Queue(`
 		INSERT INTO entries (tenant, user_id, id, app, sid, record, data, seat, ending, started, seen, expires, due)

@@ -190,13 +190,8 @@ func (a attempts) Error() string {
 
 // wrap names op in an error, unless the error is an outcome.
 func wrap(op string, err error) error {
-	switch err {
-	case nil, store.ErrNotFound, store.ErrExists, store.ErrConflict, store.ErrEnding, store.ErrHeld, store.ErrLost:
+	if err == nil || store.IsOutcome(err) {
 		return err
-	}
-	var limit *store.LimitError
-	if errors.As(err, &limit) {
-		return limit
 	}
 	return fmt.Errorf("store/postgres: %s: %w", op, err)
 }

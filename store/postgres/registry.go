@@ -81,15 +81,9 @@ func (s *Store) relist(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl t
 	return conn.SendBatch(ctx, b).Close()
 }
 
-// checkNamed is CheckEntry for an entry that is only named.
-func checkNamed(e store.Entry) error {
-	e.Record, e.Data = "any", nil
-	return store.CheckEntry(e)
-}
-
 // End implements store.Registry.
 func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.Entry, error) {
-	err := checkNamed(e)
+	err := store.CheckNamed(e)
 	if err == nil {
 		err = store.CheckReason(reason)
 	}
@@ -121,7 +115,7 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 
 // Remove implements store.Registry.
 func (s *Store) Remove(ctx context.Context, e store.Entry) error {
-	if err := checkNamed(e); err != nil {
+	if err := store.CheckNamed(e); err != nil {
 		return wrap("remove", err)
 	}
 	return s.write(ctx, "remove", func(ctx context.Context, conn *pgx.Conn) error {

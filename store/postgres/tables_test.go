@@ -305,7 +305,7 @@ func TestFirstReasonStays(t *testing.T) {
 	must(t, err)
 	_, err = s.End(ctx, old, "revoked")
 	must(t, err)
-	victims, err := giveWay(ofUser, e, limits, "")
+	victims, err := store.GiveWay(counted(ofUser, e.ID, ""), e.App, limits)
 	must(t, err)
 	ending, err := admission{e, time.Hour, victims, "", 0, false}.commit(ctx, conn.Conn())
 	if must(t, err); len(victims) != 1 || len(ending) != 1 || ending[0].Ending != "revoked" {

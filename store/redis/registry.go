@@ -15,26 +15,10 @@ import (
 
 var _ store.Registry = (*Store)(nil)
 
-// onLimit is how admitScript calls what OnLimit says.
-func onLimit(o store.OnLimit) string {
-	switch o {
-	case store.EvictOldest:
-		return "evict_oldest"
-	case store.EvictIdle:
-		return "evict_idle"
-	default:
-		return "deny"
-	}
-}
-
 // Admit implements store.Registry. It takes time in proportion to the number of the user's
 // own entries.
 func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
-	err := store.CheckEntry(e)
-	if err == nil && replaces != "" {
-		err = store.CheckQuery(store.Query{Tenant: e.Tenant, ID: replaces})
-	}
-	if err != nil {
+	if err := store.CheckAdmit(e, replaces); err != nil {
 		return nil, wrap("admit", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
@@ -114,7 +98,7 @@ func (a *admission) step(ctx context.Context) (said string, words []string, err 
 	}
 	words, err = texts(a.do(ctx, call{script: admitScript, key: a.userKey(a.e.Tenant, a.e.User), args: []string{
 		a.e.ID, ms(a.ttl), ms(a.ttl + listSlack(a.ttl)), a.e.App, rest(a.e), a.replaces, reserved,
-		strconv.Itoa(a.limits.PerUser), strconv.Itoa(a.limits.PerApp), onLimit(a.limits.OnLimit),
+		strconv.Itoa(a.limits.PerUser), strconv.Itoa(a.limits.PerApp), string(a.limits.OnLimit),
 		ms(store.EndingPatience), ms(overdueLife), ms(overdue),
 	}})[0])
 	if err != nil {
@@ -224,15 +208,9 @@ func (s *Store) relist(ctx context.Context, e store.Entry, ttl time.Duration, se
 	return said, err
 }
 
-// checkNamed is CheckEntry for an entry that is only named.
-func checkNamed(e store.Entry) error {
-	e.Record, e.Data = "any", nil
-	return store.CheckEntry(e)
-}
-
 // End implements store.Registry.
 func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.Entry, error) {
-	err := checkNamed(e)
+	err := store.CheckNamed(e)
 	if err == nil {
 		err = store.CheckReason(reason)
 	}
@@ -271,7 +249,7 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 // Remove implements store.Registry. The entry goes after its seat and its indexes, and the
 // reaper's index last, so that the reaper finishes a Remove that was cut short.
 func (s *Store) Remove(ctx context.Context, e store.Entry) error {
-	if err := checkNamed(e); err != nil {
+	if err := store.CheckNamed(e); err != nil {
 		return wrap("remove", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)

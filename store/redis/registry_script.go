@@ -154,7 +154,7 @@ local function over(n, limit)
 	return math.max(n + 1 - limit, 0)
 end
 local of_user, of_app = over(#counted, per_user), over(same_app, per_app)
-if on_limit == 'deny' then
+if on_limit ~= 'evict_oldest' and on_limit ~= 'evict_idle' then
 	if of_user > 0 then return {'per_user', old and 1 or 0} end
 	if of_app > 0 then return {'per_app', old and 1 or 0} end
 end

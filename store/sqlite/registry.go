@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/coatcheck/coatcheck/store"
@@ -59,30 +58,21 @@ func (c *conn) entries(query string, args ...driver.Value) ([]store.Entry, error
 	return all, err
 }
 
-// checkNamed is CheckEntry for an entry that is only named.
-func checkNamed(e store.Entry) error {
-	return store.CheckEntry(store.Entry{Tenant: e.Tenant, User: e.User, ID: e.ID, Record: "any"})
-}
-
 // until returns when what gets ttl now ends.
 func until(now int64, ttl time.Duration) int64 { return now + max(ttl, store.MinTTL).Microseconds() }
 
 // Admit implements store.Registry.
 func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
-	err := store.CheckEntry(e)
-	if err == nil && replaces != "" {
-		err = store.CheckQuery(store.Query{Tenant: e.Tenant, ID: replaces})
-	}
-	if err != nil {
+	if err := store.CheckAdmit(e, replaces); err != nil {
 		return nil, wrap("admit", err)
 	}
 	var ending []store.Entry
-	err = on(ctx, s.writer, "admit", func(c *conn) error {
+	err := on(ctx, s.writer, "admit", func(c *conn) error {
 		now := time.Now().UnixMicro()
 		if err := freeSeats(c, e.Tenant, limits.Total, now); err != nil {
 			return err
 		}
-		return c.transaction(func() error {
+		return c.transaction(func() (err error) {
 			if err := admit(c, e, now, ttl, limits, replaces); err != nil {
 				return err
 			}
@@ -105,7 +95,7 @@ func admit(c *conn, e store.Entry, now int64, ttl time.Duration, limits store.Li
 		return err
 	}
 	if replaces != "" {
-		if _, err := mark(c, e.Tenant, e.User, replaces, "replaced", now); err != nil {
+		if _, err := mark(c, e.Tenant, e.User, replaces, store.ReasonReplaced, now); err != nil {
 			return err
 		}
 		// The new entry takes over its seat, if it had one. Where they are the same, put
@@ -128,12 +118,16 @@ func admit(c *conn, e store.Entry, now int64, ttl time.Duration, limits store.Li
 	if limits.PerUser <= 0 && limits.PerApp <= 0 {
 		return nil
 	}
-	victims, err := giveWay(c, e, now, limits)
+	counted, err := others(c, e, now)
+	if err != nil {
+		return err
+	}
+	victims, err := store.GiveWay(counted, e.App, limits)
 	if err != nil {
 		return err
 	}
 	for _, id := range victims {
-		if _, err := mark(c, e.Tenant, e.User, id, "evicted", now); err != nil {
+		if _, err := mark(c, e.Tenant, e.User, id, store.ReasonEvicted, now); err != nil {
 			return err
 		}
 	}
@@ -159,57 +153,22 @@ func mark(c *conn, tenant, user, id, reason string, now int64) (int64, error) {
 		reason, until(now, store.EndingPatience), tenant, user, id)
 }
 
-// giveWay returns those of the user's other live entries that have to end before e may
-// begin, and no more of them than that takes; or a *LimitError.
-func giveWay(c *conn, e store.Entry, now int64, limits store.Limits) ([]string, error) {
-	order := `started`
-	if limits.OnLimit == store.EvictIdle {
-		order = `seen`
-	}
-	var all, ofApp []string // IDs; who gives way first comes first
+// others returns the user's live entries but e itself, as far as store.GiveWay looks at them.
+func others(c *conn, e store.Entry, now int64) ([]store.Entry, error) {
+	var all []store.Entry
 	err := c.each(func(row []driver.Value) error {
 		id, ok1 := row[0].(string)
 		app, ok2 := row[1].(string)
-		if !ok1 || !ok2 {
+		started, ok3 := row[2].(int64)
+		seen, ok4 := row[3].(int64)
+		if !ok1 || !ok2 || !ok3 || !ok4 {
 			return errors.New("the entry is of other types than this program writes")
 		}
-		all = append(all, id)
-		if app == e.App {
-			ofApp = append(ofApp, id)
-		}
+		all = append(all, store.Entry{ID: id, App: app, Started: time.UnixMicro(started), Seen: time.UnixMicro(seen)})
 		return nil
-	}, `SELECT id, app FROM entries WHERE tenant = ? AND user = ? AND ending = '' AND expires > ? AND id <> ?
-		ORDER BY `+order+`, rowid`, e.Tenant, e.User, now, e.ID)
-	if err != nil {
-		return nil, err
-	}
-	over := func(others []string, limit int) int {
-		if limit <= 0 {
-			return 0
-		}
-		return max(len(others)+1-limit, 0)
-	}
-	overUser, overApp := over(all, limits.PerUser), over(ofApp, limits.PerApp)
-	if limits.OnLimit == store.Deny {
-		switch {
-		case overUser > 0:
-			return nil, &store.LimitError{Limit: store.LimitUser}
-		case overApp > 0:
-			return nil, &store.LimitError{Limit: store.LimitApp}
-		}
-		return nil, nil
-	}
-	// Whoever goes for the app's sake also makes room for the user.
-	victims := ofApp[:overApp:overApp]
-	for _, id := range all {
-		if len(victims) >= overUser {
-			break
-		}
-		if !slices.Contains(ofApp[:overApp], id) {
-			victims = append(victims, id)
-		}
-	}
-	return victims, nil
+	}, `SELECT id, app, started, seen FROM entries WHERE tenant = ? AND user = ? AND ending = '' AND expires > ? AND id <> ?`,
+		e.Tenant, e.User, now, e.ID)
+	return all, err
 }
 
 // seats returns how many seats of a tenant are taken.
@@ -262,7 +221,7 @@ func (s *Store) Renew(ctx context.Context, e store.Entry, ttl time.Duration) err
 
 // End implements store.Registry.
 func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.Entry, error) {
-	err := checkNamed(e)
+	err := store.CheckNamed(e)
 	if err == nil {
 		err = store.CheckReason(reason)
 	}
@@ -290,7 +249,7 @@ func (s *Store) End(ctx context.Context, e store.Entry, reason string) (store.En
 
 // Remove implements store.Registry.
 func (s *Store) Remove(ctx context.Context, e store.Entry) error {
-	if err := checkNamed(e); err != nil {
+	if err := store.CheckNamed(e); err != nil {
 		return wrap("remove", err)
 	}
 	return on(ctx, s.writer, "remove", func(c *conn) error {

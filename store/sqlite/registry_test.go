@@ -179,7 +179,7 @@ func TestSeatsAreCounted(t *testing.T) {
 				PerUser: rapid.IntRange(0, 2).Draw(r, "per user"),
 				PerApp:  rapid.IntRange(0, 2).Draw(r, "per app"),
 				Total:   rapid.IntRange(0, 4).Draw(r, "total"),
-				OnLimit: store.OnLimit(rapid.IntRange(0, 2).Draw(r, "on limit")),
+				OnLimit: rapid.SampledFrom([]store.OnLimit{store.Deny, store.EvictOldest, store.EvictIdle}).Draw(r, "on limit"),
 			}
 			var err error
 			switch rapid.IntRange(0, 5).Draw(r, "call") {

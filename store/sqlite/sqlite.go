@@ -150,13 +150,9 @@ func on(ctx context.Context, pool chan *conn, op string, do func(*conn) error) e
 	return wrap(op, err)
 }
 
-// wrap names op in an error, unless the error is an outcome that package store defines.
+// wrap names op in an error, unless the error is an outcome.
 func wrap(op string, err error) error {
-	switch err {
-	case nil, store.ErrNotFound, store.ErrExists, store.ErrConflict, store.ErrEnding, store.ErrHeld, store.ErrLost:
-		return err
-	}
-	if _, ok := err.(*store.LimitError); ok {
+	if err == nil || store.IsOutcome(err) {
 		return err
 	}
 	return fmt.Errorf("store/sqlite: %s: %w", op, err)

@@ -37,11 +37,11 @@ func (r admitInTwoSteps) Admit(ctx context.Context, e store.Entry, ttl time.Dura
 	live := slices.DeleteFunc(liveOf(ctx, r, e), func(o store.Entry) bool { return o.ID == replaces })
 	over := len(live) + 1 - l.PerUser
 	time.Sleep(time.Millisecond)
-	if over > 0 && l.OnLimit == store.Deny {
+	if over > 0 && l.OnLimit.Denies() {
 		return nil, &store.LimitError{Limit: store.LimitUser}
 	}
 	for i := range max(over, 0) {
-		_, _ = r.End(ctx, live[i], "evicted")
+		_, _ = r.End(ctx, live[i], store.ReasonEvicted)
 	}
 	l.PerUser = 0
 	return r.soundRegistry.Admit(ctx, e, ttl, l, replaces)
@@ -51,7 +51,7 @@ func (r admitInTwoSteps) Admit(ctx context.Context, e store.Entry, ttl time.Dura
 type admitWithoutMarks struct{ soundRegistry }
 
 func (r admitWithoutMarks) Admit(ctx context.Context, e store.Entry, ttl time.Duration, l store.Limits, replaces string) ([]store.Entry, error) {
-	if l.PerUser == 0 || l.OnLimit == store.Deny {
+	if l.PerUser == 0 || l.OnLimit.Denies() {
 		return r.soundRegistry.Admit(ctx, e, ttl, l, replaces)
 	}
 	live := liveOf(ctx, r, e)
@@ -70,7 +70,7 @@ func (r admitCountsEnding) Admit(ctx context.Context, e store.Entry, ttl time.Du
 			n++
 		}
 	}
-	if l.OnLimit == store.Deny && l.PerUser > 0 && n >= l.PerUser {
+	if l.OnLimit.Denies() && l.PerUser > 0 && n >= l.PerUser {
 		return nil, &store.LimitError{Limit: store.LimitUser}
 	}
 	return r.soundRegistry.Admit(ctx, e, ttl, l, replaces)
@@ -119,7 +119,7 @@ func (r replacesAnybody) Admit(ctx context.Context, e store.Entry, ttl time.Dura
 	if replaces != "" {
 		for other, err := range r.Find(ctx, store.Query{Tenant: e.Tenant, ID: replaces}) {
 			if err == nil && other.User != e.User {
-				_, _ = r.End(ctx, other, "replaced")
+				_, _ = r.End(ctx, other, store.ReasonReplaced)
 			}
 		}
 	}
@@ -137,7 +137,7 @@ func (r replacesAfterwards) Admit(ctx context.Context, e store.Entry, ttl time.D
 	if err == nil {
 		old := e
 		old.ID = replaces
-		if old, err := r.End(ctx, old, "replaced"); err == nil {
+		if old, err := r.End(ctx, old, store.ReasonReplaced); err == nil {
 			ending = append(ending, old)
 		}
 	}

@@ -91,7 +91,7 @@ func (h *SessionHistory) Check(t testing.TB) {
 }
 
 func (h *SessionHistory) evicts() bool {
-	return h.limits.PerUser > 0 && h.limits.OnLimit != store.Deny
+	return h.limits.PerUser > 0 && !h.limits.OnLimit.Denies()
 }
 
 // operations returns the history without what says nothing.
@@ -171,7 +171,7 @@ func (h *SessionHistory) step(s usableSet, c sessionCall, o Outcome) []usableSet
 	stays := []usableSet{s}
 	switch {
 	case c.op == SignIn && o == Refused:
-		if h.limits.PerUser > 0 && h.limits.OnLimit == store.Deny && len(s.ids()) >= h.limits.PerUser {
+		if h.limits.PerUser > 0 && h.limits.OnLimit.Denies() && len(s.ids()) >= h.limits.PerUser {
 			return stays
 		}
 		return nil

@@ -116,13 +116,13 @@ func testEvictOldest(t testing.TB, h RegistryHarness) {
 	must(t, "Admit", err)
 	wantIDs(t, "Admit evicts", ids(ending), "a")
 	wantSame(t, "the evicted entry", ending[0], session("a"))
-	if e := ending[0]; e.Ending != "evicted" || !e.Started.Equal(before.Started) || !e.Expires.Equal(before.Expires) {
+	if e := ending[0]; e.Ending != store.ReasonEvicted || !e.Started.Equal(before.Started) || !e.Expires.Equal(before.Expires) {
 		t.Errorf("the evicted entry is %+v, want it as it was, and ending as evicted", e)
 	}
-	r.wantEnding(session("a"), "evicted")
+	r.wantEnding(session("a"), store.ReasonEvicted)
 	r.wantLive("b", "c")
 	wantErr(t, "Renew of the evicted entry", r.Renew(r.ctx, session("a"), long), store.ErrEnding)
-	r.wantEnding(session("a"), "evicted")
+	r.wantEnding(session("a"), store.ReasonEvicted)
 	r.remove(session("a"))
 	r.wantLive("b", "c")
 
@@ -144,7 +144,7 @@ func testEvictIdle(t testing.TB, h RegistryHarness) {
 	r.renew(session("a"), long)
 	tick()
 	wantIDs(t, "Admit evicts", r.admit(session("d"), three, ""), "b")
-	r.wantEnding(session("b"), "evicted")
+	r.wantEnding(session("b"), store.ReasonEvicted)
 	tick()
 	r.renew(session("c"), store.MinTTL) // Seen moves even where the end does not
 	tick()
@@ -191,7 +191,7 @@ func testReplaces(t testing.TB, h RegistryHarness) {
 		tick()
 		// Signing in again at N needs no slot N+1.
 		wantIDs(t, "Admit that replaces", r.admit(session("c"), limits, "b"), "b")
-		r.wantEnding(session("b"), "replaced")
+		r.wantEnding(session("b"), store.ReasonReplaced)
 		r.wantLive("a", "c")
 		wantErr(t, "Renew of the replaced entry", r.Renew(r.ctx, session("b"), long), store.ErrEnding)
 		r.remove(session("a"), session("b"), session("c"))
@@ -214,8 +214,8 @@ func testReplaces(t testing.TB, h RegistryHarness) {
 	// Who is ending is not counted twice, and ends for the first reason.
 	tick()
 	wantIDs(t, "Admit that replaces what is ending", r.admit(session("e"), limits, "b"), "b", "c")
-	r.wantEnding(session("b"), "evicted")
-	r.wantEnding(session("c"), "evicted")
+	r.wantEnding(session("b"), store.ReasonEvicted)
+	r.wantEnding(session("c"), store.ReasonEvicted)
 	r.wantLive("d", "e")
 }
 

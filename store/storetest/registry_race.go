@@ -18,13 +18,13 @@ func testLimitsRace(t testing.TB, h RegistryHarness) {
 	const logins = 50
 	for _, limit := range []int{2, 3} {
 		for _, on := range []store.OnLimit{store.Deny, store.EvictOldest, store.EvictIdle} {
-			name := fmt.Sprintf("limit %d, policy %d", limit, on)
+			name := fmt.Sprintf("limit %d, %s", limit, on)
 			var d desk
 			raceOf(logins, all, func(r roll, i int) {
 				e := session(fmt.Sprint("s", i))
 				err := d.signIn(r, e, store.Limits{PerUser: limit, OnLimit: on})
 				var denied *store.LimitError
-				if err != nil && !(on == store.Deny && errors.As(err, &denied)) {
+				if err != nil && !(on.Denies() && errors.As(err, &denied)) {
 					t.Errorf("%s: sign-in: %v", name, err)
 				}
 				d.mu.Lock()

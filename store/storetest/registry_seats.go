@@ -190,7 +190,7 @@ func testReplaceRace(t testing.TB, h RegistryHarness) {
 	})
 	winner := oneWins(t, "Admit that replaces", errs, errNoSeat)
 	all[0].wantLive(fmt.Sprint("new", winner))
-	all[0].wantEnding(session("old"), "replaced")
+	all[0].wantEnding(session("old"), store.ReasonReplaced)
 }
 
 var errNoSeat = errors.New("no seat")

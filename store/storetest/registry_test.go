@@ -142,7 +142,7 @@ func TestSuiteRejectsBrokenRegistries(t *testing.T) {
 		}, "TotalExpiry"},
 		{"Remove of who was replaced gives a seat back", func(r store.Registry) store.Registry {
 			return &miscounts{soundRegistry: r, onRemove: func(r store.Registry, e store.Entry) int {
-				if ending, _ := listedAs(r, e); ending == "replaced" {
+				if ending, _ := listedAs(r, e); ending == store.ReasonReplaced {
 					return -1
 				}
 				return 0
