@@ -153,10 +153,16 @@ func get(url string) (string, error) {
 // await polls until a condition holds.
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	awaitWithin(t, 20*time.Second, what, holds)
+}
+
+// awaitWithin is await for what takes its time.
+func awaitWithin(t *testing.T, limit time.Duration, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for !holds() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited 20 s for %s", what)
+			t.Fatalf("waited %v for %s", limit, what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -23,10 +24,16 @@ type keyNewCmd struct {
 
 // Run writes a key ring.
 func (c keyNewCmd) Run(con console) error {
+	if info, err := os.Stat(c.File); err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a folder: name the file in it too, as in %s", c.File, filepath.Join(c.File, "keys.json"))
+	}
 	ring := seal.NewRing()
-	if err := ring.WriteNew(c.File); errors.Is(err, os.ErrExist) {
+	switch err := ring.WriteNew(c.File); {
+	case errors.Is(err, os.ErrExist):
 		return fmt.Errorf("%s exists already and was left as it is: without it, everybody it signed in has to sign in again", c.File)
-	} else if err != nil {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%s can't be written: the folder %s does not exist", c.File, filepath.Dir(c.File))
+	case err != nil:
 		return fmt.Errorf("%s can't be written: %w", c.File, err)
 	}
 	fmt.Fprintf(con.out, "Wrote %s with the key %s. Give the same file to every node, and keep it secret.\n", c.File, ring.KeyIDs()[0])
@@ -51,7 +58,7 @@ func (c keyRotateCmd) Validate() error {
 
 // Run adds a key.
 func (c keyRotateCmd) Run(con console) error {
-	ring, err := readRingFile(c.File)
+	ring, err := readRingFile(c.File, con)
 	if err != nil {
 		return err
 	}
@@ -85,10 +92,10 @@ type keyListCmd struct {
 	File string `arg:"" help:"The key ring."`
 }
 
-// Run lists the keys. What it calls sealing is what seals on nodes by their time; each of
-// them also waits until all have the key.
+// Run lists the keys. A key that is due seals on a node once all nodes have it, and the file
+// does not know whether they have; the oldest one seals where no other does.
 func (c keyListCmd) Run(con console) error {
-	ring, err := readRingFile(c.File)
+	ring, err := readRingFile(c.File, con)
 	if err != nil {
 		return err
 	}
@@ -96,11 +103,15 @@ func (c keyListCmd) Run(con console) error {
 	ring.Promote(now, nil)
 	w := tabwriter.NewWriter(con.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "KEY\tCREATED\tSEALS FROM\tSTATE")
-	for _, k := range ring.Keys() {
+	keys := ring.Keys()
+	oldest := keys[len(keys)-1].ID
+	for _, k := range keys {
 		state := "opens"
 		switch {
-		case k.ID == ring.Current():
+		case k.ID == ring.Current() && k.ID == oldest:
 			state = "seals and opens"
+		case k.ID == ring.Current():
+			state = "opens, due to seal"
 		case k.ActivateAt.After(now):
 			state = "opens, pending"
 		}
@@ -109,14 +120,22 @@ func (c keyListCmd) Run(con console) error {
 	for _, k := range ring.RetiredKeys() {
 		fmt.Fprintf(w, "%s\t\t\tretired %s\n", k.ID, legible(k.At))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil || ring.Current() == oldest {
+		return err
+	}
+	_, err = fmt.Fprintf(con.out, "A node seals with %s as soon as all nodes have it, and with an older key until then: its log says so, and its metric coatcheck_sealing_key.\n", ring.Current())
+	return err
 }
 
-// readRingFile reads a ring that somebody named on the command line.
-func readRingFile(file string) (*seal.Ring, error) {
+// readRingFile reads a ring that somebody named on the command line, and says if others can
+// read it too.
+func readRingFile(file string, con console) (*seal.Ring, error) {
 	ring, err := seal.ReadRing(file)
 	if errors.Is(err, seal.ErrNoFile) {
 		return nil, fmt.Errorf("there is no file %s", file)
+	}
+	if info, statErr := os.Stat(file); err == nil && statErr == nil && info.Mode().Perm()&0o004 != 0 {
+		fmt.Fprintf(con.err, "note: every user of this machine can read %s: chmod o-r %[1]s\n", file)
 	}
 	return ring, err
 }

@@ -37,7 +37,7 @@ func (c keyRetireCmd) Validate() error {
 // where one process has the file.
 func (c keyRetireCmd) Run(ctx context.Context, con console) error {
 	if c.Config == "" {
-		ring, err := readRingFile(c.File)
+		ring, err := readRingFile(c.File, con)
 		if err != nil {
 			return err
 		}

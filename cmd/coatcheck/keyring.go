@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/coatcheck/coatcheck/cluster"
@@ -20,7 +20,10 @@ import (
 const (
 	// startLimit bounds how long a node that starts waits to hear which keys the others have.
 	startLimit = 2 * time.Second
-	// remindEvery is how often the log says what keeps a key from sealing.
+	// lasts is for how long something must be amiss before the log says so: nodes get a new
+	// file one after the other, and hear of each other every ten seconds, more or less.
+	lasts = 15 * time.Second
+	// remindEvery is how often the log says it again.
 	remindEvery = time.Minute
 )
 
@@ -36,16 +39,24 @@ type keyring struct {
 	// members is nil where there is one node alone.
 	members *cluster.Members
 
-	failed   atomic.Bool // the file could not be used when it was read last
-	mu       sync.Mutex
-	lastFail string // the error of that
-	reminded map[string]time.Time
+	trouble trouble // with the file
+	// changing is held while the ring changes, so that the log tells of each change once.
+	changing sync.Mutex
+	// waiting and lacking belong to told, which is called by start, and then by Run of members.
+	waiting, lacking concern
+}
+
+// A concern is something that is amiss, perhaps for a moment alone.
+type concern struct {
+	about string    // which key it is about; empty when nothing is amiss
+	since time.Time // when it began
+	told  time.Time // when the log said so last; zero if it has not
 }
 
 // newKeyring returns what keeps ring up to date, for a node that goes by that clock. changed
 // is called when the ring has other keys.
 func newKeyring(cfg *config.Config, ring *seal.Ring, kept store.Backend, now func() time.Time, changed func(), logger *slog.Logger) *keyring {
-	k := &keyring{ring: ring, now: now, changed: changed, logger: logger, reminded: map[string]time.Time{}}
+	k := &keyring{ring: ring, now: now, changed: changed, logger: logger}
 	if cfg.Keys.Env == "" {
 		k.file = cfg.Keys.File
 	}
@@ -114,20 +125,18 @@ func (k *keyring) load(asked bool) {
 	next, err := seal.ReadRing(k.file)
 	keys, retired := k.ring.KeyIDs(), k.ring.RetiredKeys()
 	if err == nil {
-		err = k.ring.Replace(next)
+		_, err = k.change(func() error { return k.ring.Replace(next) })
 	}
-	failed := k.failed.Swap(err != nil)
+	tell, over := k.trouble.note(err, asked)
+	if tell {
+		k.logger.Error("the key ring's file can't be used: going on with the keys it had", "file", k.file, "error", explain(err))
+	}
 	if err != nil {
-		if text := err.Error(); asked || text != k.lastFail {
-			k.lastFail = text
-			k.logger.Error("the key ring's file can't be used: going on with the keys it had", "file", k.file, "error", explain(err))
-		}
 		return
 	}
-	k.lastFail = ""
 	if slices.Equal(keys, k.ring.KeyIDs()) && slices.Equal(retired, k.ring.RetiredKeys()) {
 		switch {
-		case failed:
+		case over:
 			k.logger.Info("the key ring's file can be used again", "file", k.file, "keys", keys)
 		case asked:
 			k.logger.Info("the key ring has not changed", "file", k.file, "keys", keys)
@@ -157,60 +166,80 @@ func explain(err error) error {
 
 // told lets the newest key seal that all live nodes have.
 func (k *keyring) told(live []cluster.Member) {
+	var waits string // the newest key that is due
+	var without []string
 	k.promote(func(id string) bool {
-		var without []string
+		var nodes []string
 		for _, m := range live {
 			if !slices.Contains(m.Keys, id) {
-				without = append(without, m.Node)
+				nodes = append(nodes, m.Node)
 			}
 		}
-		if len(without) == 0 {
-			return true
+		if len(nodes) > 0 && waits == "" {
+			waits, without = id, nodes
 		}
-		k.remind("a key does not seal yet, though its time has come: not all nodes have it", "key", id, "nodes_without", without)
-		return false
+		return len(nodes) == 0
 	})
+	if k.waiting.remind(waits) {
+		k.logger.Warn("a key does not seal yet, though its time has come: not all nodes have it", "key", waits, "nodes_without", without)
+	}
+	if keys, with := k.lacks(live); k.lacking.remind(strings.Join(keys, " ")) {
+		k.logger.Warn("other nodes have keys that this one lacks: give it the same key ring", "keys", keys, "nodes_with", with)
+	}
+}
+
+// lacks returns the keys that other nodes have and this one lacks, and which nodes have them.
+func (k *keyring) lacks(live []cluster.Member) (keys, with []string) {
 	ours := k.ring.KeyIDs()
 	for _, r := range k.ring.RetiredKeys() {
 		ours = append(ours, r.ID)
 	}
-	var lacking, with []string
 	for _, m := range live {
 		for _, id := range m.Keys {
 			if slices.Contains(ours, id) {
 				continue
 			}
-			if !slices.Contains(lacking, id) {
-				lacking = append(lacking, id)
+			if !slices.Contains(keys, id) {
+				keys = append(keys, id)
 			}
 			if !slices.Contains(with, m.Node) {
 				with = append(with, m.Node)
 			}
 		}
 	}
-	if len(lacking) > 0 {
-		k.remind("other nodes have keys that this one lacks: give it the same key ring", "keys", lacking, "nodes_with", with)
-	}
+	return keys, with
 }
 
+// promote lets the newest key seal that is due, and that is known.
 func (k *keyring) promote(known func(id string) bool) {
-	before := k.ring.Current()
-	if !k.ring.Promote(k.now(), known) {
-		return
-	}
-	k.logger.Info("another key seals from now on", "key", k.ring.Current(), "before", before)
-	if k.members != nil {
+	changed, _ := k.change(func() error { k.ring.Promote(k.now(), known); return nil })
+	if changed && k.members != nil {
 		k.members.Sooner()
 	}
 }
 
-// remind warns, of each thing not too often.
-func (k *keyring) remind(msg string, args ...any) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if last, ok := k.reminded[msg]; ok && time.Since(last) < remindEvery {
-		return
+// change has act change the ring, and tells whether another key seals then, as the log does.
+func (k *keyring) change(act func() error) (changed bool, err error) {
+	k.changing.Lock()
+	defer k.changing.Unlock()
+	before := k.ring.Current()
+	err = act()
+	if changed = k.ring.Current() != before; changed {
+		k.logger.Info("another key seals from now on", "key", k.ring.Current(), "before", before)
 	}
-	k.reminded[msg] = time.Now()
-	k.logger.Warn(msg, args...)
+	return changed, err
+}
+
+// remind notes what is amiss, if anything is, and tells whether the log should say so: when it
+// has lasted, and not too often.
+func (c *concern) remind(about string) bool {
+	now := time.Now()
+	if about != c.about {
+		*c = concern{about: about, since: now}
+	}
+	if about == "" || now.Sub(c.since) < lasts || !c.told.IsZero() && now.Sub(c.told) < remindEvery {
+		return false
+	}
+	c.told = now
+	return true
 }

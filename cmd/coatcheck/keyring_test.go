@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coatcheck/coatcheck/cluster"
@@ -66,12 +67,12 @@ func newFileKeyring(t *testing.T, file string) (*keyring, *journal) {
 func startKeyring(t *testing.T, file string) (*keyring, *journal) {
 	t.Helper()
 	k, log := newFileKeyring(t, file)
-	k.failed.Store(true) // until it has looked at the file, which it does when it watches
+	k.trouble.failed.Store(true) // until it has looked at the file, which it does when it watches
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() { k.run(ctx) })
 	t.Cleanup(func() { stop(); running.Wait() })
-	await(t, "the keyring to watch", func() bool { return !k.failed.Load() })
+	await(t, "the keyring to watch", func() bool { return !k.trouble.failed.Load() })
 	return k, log
 }
 
@@ -159,7 +160,7 @@ func TestKeysAreReadAgain(t *testing.T) {
 			if read, told := log.count("the key ring was read again"), log.count("told of other keys"); read != 1 || told != 1 {
 				t.Errorf("the log says so %d times, and %d times others were told", read, told)
 			}
-			if k.failed.Load() {
+			if k.trouble.failed.Load() {
 				t.Error("that counts as a failure")
 			}
 		})
@@ -232,15 +233,15 @@ func TestBadKeysAreRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			await(t, "an error in the log", func() bool { return log.count(bad.says) > before })
-			if !k.failed.Load() || !slices.Equal(k.ring.KeyIDs(), first.KeyIDs()) {
-				t.Errorf("failed is %v, keys %v, want those of before", k.failed.Load(), k.ring.KeyIDs())
+			if !k.trouble.failed.Load() || !slices.Equal(k.ring.KeyIDs(), first.KeyIDs()) {
+				t.Errorf("failed is %v, keys %v, want those of before", k.trouble.failed.Load(), k.ring.KeyIDs())
 			}
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
 			again := log.count("can be used again")
 			writeRing(t, file, first)
-			await(t, "the end of the alarm", func() bool { return !k.failed.Load() && log.count("can be used again") == again+1 })
+			await(t, "the end of the alarm", func() bool { return !k.trouble.failed.Load() && log.count("can be used again") == again+1 })
 		})
 	}
 	if n := log.count("level=ERROR"); n < 6 {
@@ -276,32 +277,98 @@ func newTold(t *testing.T, ring *seal.Ring) (*keyring, *journal) {
 	return newKeyring(cfg, next, memory.New(), time.Now, func() {}, slog.New(slog.NewTextHandler(log, nil))), log
 }
 
-// A new key seals once every live node has it; the log names those that have not, and once
-// a minute is enough.
+// A new key seals once every live node has it; if that takes its time the log names those
+// that have not, and once a minute is enough.
 func TestKeyWaitsForAllNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := seal.NewRing()
+		second := rotated(t, first, time.Now().Add(-time.Second))
+		k, log := newTold(t, second)
+		old, both := first.KeyIDs(), second.KeyIDs()
+		told := func() {
+			k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}, {Node: "c", Keys: old}})
+		}
+		const warns = "not all nodes have it"
+		told()
+		time.Sleep(lasts - time.Second)
+		told()
+		if k.ring.Current() != first.Current() {
+			t.Error("a key seals that not all nodes have")
+		}
+		if n := log.count(warns); n != 0 {
+			t.Errorf("the log says so %d times while the file is given to one node after the other", n)
+		}
+		time.Sleep(time.Second)
+		told()
+		if log.count(warns) != 1 || log.count(`nodes_without="[b c]"`) != 1 || log.count(both[0]) == 0 {
+			t.Errorf("the log does not say which nodes lack which key:\n%s", &log.buf)
+		}
+		for range 9 {
+			time.Sleep(10 * time.Second)
+			told()
+		}
+		if n := log.count(warns); n != 2 {
+			t.Errorf("the log says so %d times in 90 seconds, want once a minute", n)
+		}
+		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: both}})
+		if k.ring.Current() != both[0] {
+			t.Error("the key does not seal though all nodes have it")
+		}
+		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}})
+		if k.ring.Current() != both[0] {
+			t.Error("the key does not seal any more")
+		}
+		if n := log.count("another key seals from now on"); n != 1 {
+			t.Errorf("the log tells of another key %d times", n)
+		}
+	})
+}
+
+// What lasted for a while once is no reason to warn at once the next time.
+func TestWarningsBeginAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := seal.NewRing()
+		second := rotated(t, first, time.Now().Add(-time.Second))
+		third := rotated(t, second, time.Now().Add(-time.Second))
+		k, log := newTold(t, second)
+		k.told([]cluster.Member{{Node: "b", Keys: first.KeyIDs()}})
+		time.Sleep(lasts - time.Second)
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		if err := k.ring.Replace(third); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		if n := log.count("level=WARN"); n != 0 {
+			t.Errorf("%d warnings of a key that waits since now", n)
+		}
+		time.Sleep(lasts)
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		if n := log.count("key=" + third.KeyIDs()[0]); n != 1 {
+			t.Errorf("%d warnings of a key that has waited", n)
+		}
+	})
+}
+
+// A node whose key is taken out of the file seals with another one from then on, and says so.
+func TestSealingKeyVanishes(t *testing.T) {
 	first := seal.NewRing()
-	second := rotated(t, first, time.Now().Add(-time.Second))
-	k, log := newTold(t, second)
-	old, both := first.KeyIDs(), second.KeyIDs()
-	for range 3 {
-		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}, {Node: "c", Keys: old}})
+	second := rotated(t, first, time.Now().Add(time.Hour))
+	retired, err := second.Retired(first.Current(), time.Now())
+	if err != nil {
+		t.Fatal(err)
 	}
-	if k.ring.Current() != first.Current() {
-		t.Error("a key seals that not all nodes have")
+	file := filepath.Join(t.TempDir(), "keys.json")
+	writeRing(t, file, second)
+	k, log := newFileKeyring(t, file)
+	writeRing(t, file, retired)
+	k.load(true)
+	if k.ring.Current() != retired.Current() {
+		t.Errorf("%s seals", k.ring.Current())
 	}
-	if n := log.count("not all nodes have it"); n != 1 {
-		t.Errorf("the log says so %d times, want once a minute", n)
-	}
-	if log.count(`nodes_without="[b c]"`) != 1 || log.count(both[0]) == 0 {
-		t.Error("the log does not say which nodes lack which key")
-	}
-	k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: both}})
-	if k.ring.Current() != both[0] {
-		t.Error("the key does not seal though all nodes have it")
-	}
-	k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}})
-	if k.ring.Current() != both[0] {
-		t.Error("the key does not seal any more")
+	line := `msg="another key seals from now on" key=` + retired.Current() + " before=" + first.Current()
+	if n := log.count(line); n != 1 {
+		t.Errorf("the log tells of another key %d times:\n%s", n, &log.buf)
 	}
 }
 
@@ -311,31 +378,43 @@ func TestKeyWaitsForItsTime(t *testing.T) {
 	k, log := newTold(t, ring)
 	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}, {Node: "b", Keys: ring.KeyIDs()[1:]}})
 	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}})
+	if k.waiting.about != "" {
+		t.Error("it waits for its nodes already")
+	}
 	if k.ring.Current() != ring.KeyIDs()[1] || log.count("level=WARN") != 0 {
 		t.Errorf("%s seals, %d warnings", k.ring.Current(), log.count("level=WARN"))
 	}
 }
 
-// A node that lacks what others have says so, unless it has retired that.
+// A node that lacks for a while what others have says so, unless it has retired that.
 func TestNodeLacksAKey(t *testing.T) {
-	first := seal.NewRing()
-	second := rotated(t, first, time.Now())
-	others := []cluster.Member{{Node: "b", Keys: second.KeyIDs()}, {Node: "c", Keys: second.KeyIDs()}}
-	k, log := newTold(t, first)
-	k.told(others)
-	k.told(others)
-	if log.count("this one lacks") != 1 || log.count(`nodes_with="[b c]"`) != 1 || log.count(second.KeyIDs()[0]) != 1 {
-		t.Errorf("the log does not say once who has which key:\n%s", &log.buf)
-	}
-	retired, err := second.Retired(first.Current(), time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, log = newTold(t, retired)
-	k.told(others)
-	if log.count("level=WARN") != 0 {
-		t.Errorf("a retired key is missed:\n%s", &log.buf)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		first := seal.NewRing()
+		second := rotated(t, first, time.Now())
+		others := []cluster.Member{{Node: "b", Keys: second.KeyIDs()}, {Node: "c", Keys: second.KeyIDs()}}
+		k, log := newTold(t, first)
+		k.told(others)
+		if log.count("level=WARN") != 0 {
+			t.Errorf("it warns at once:\n%s", &log.buf)
+		}
+		time.Sleep(lasts)
+		k.told(others)
+		k.told(others)
+		if log.count("this one lacks") != 1 || log.count(`nodes_with="[b c]"`) != 1 || log.count(second.KeyIDs()[0]) != 1 {
+			t.Errorf("the log does not say once who has which key:\n%s", &log.buf)
+		}
+		retired, err := second.Retired(first.Current(), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, log = newTold(t, retired)
+		k.told(others)
+		time.Sleep(lasts)
+		k.told(others)
+		if log.count("level=WARN") != 0 {
+			t.Errorf("a retired key is missed:\n%s", &log.buf)
+		}
+	})
 }
 
 // A node that starts knows at once which key the others seal with, if the store answers, and

@@ -45,10 +45,9 @@ type node struct {
 	// beginning to end (invariant 14).
 	current atomic.Pointer[runtime]
 	// taking is held while another runtime takes over, and when the node begins to leave.
-	taking   sync.Mutex
-	leaving  bool
-	failed   atomic.Bool // the configuration could not be used when it was read last
-	lastFail string      // the error of that
+	taking  sync.Mutex
+	leaving bool
+	trouble trouble // with the configuration's file
 }
 
 // An output is where a node says what it does.

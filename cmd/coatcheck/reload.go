@@ -22,21 +22,17 @@ func (n *node) reload(ctx context.Context, asked bool, start func(*runtime)) {
 		return
 	}
 	changed, err := n.takeOver(ctx, start)
-	failed := n.failed.Swap(err != nil)
-	switch {
-	case err != nil && ctx.Err() != nil:
-	case err != nil:
-		if text := explainLoad(err); asked || text != n.lastFail {
-			n.lastFail = text
-			n.logger.Error("the configuration can't be used: going on with the one it had", "file", n.file, "error", text)
-		}
-	case changed == nil && failed:
-		n.logger.Info("the configuration is the one that the node goes by again", "file", n.file)
-	case changed == nil && asked:
-		n.logger.Info("the configuration has not changed", "file", n.file)
+	if err != nil && ctx.Err() != nil {
+		return
 	}
-	if err == nil {
-		n.lastFail = ""
+	tell, over := n.trouble.note(err, asked)
+	switch {
+	case tell:
+		n.logger.Error("the configuration can't be used: going on with the one it had", "file", n.file, "error", explainLoad(err))
+	case err == nil && changed == nil && over:
+		n.logger.Info("the configuration is the one that the node goes by again", "file", n.file)
+	case err == nil && changed == nil && asked:
+		n.logger.Info("the configuration has not changed", "file", n.file)
 	}
 }
 

@@ -171,7 +171,7 @@ func (s *site) page(path string) string {
 func (s *site) wantRefused(text string) {
 	s.t.Helper()
 	before := s.current.Load()
-	await(s.t, "the alarm: "+text, func() bool { return s.failed.Load() && s.log.count(text) > 0 })
+	await(s.t, "the alarm: "+text, func() bool { return s.trouble.failed.Load() && s.log.count(text) > 0 })
 	if s.current.Load() != before {
 		s.t.Error("the node goes by the configuration that it has refused")
 	}
@@ -180,7 +180,7 @@ func (s *site) wantRefused(text string) {
 // wantTaken waits until the node goes by another configuration.
 func (s *site) wantTaken(before *runtime) *runtime {
 	s.t.Helper()
-	await(s.t, "the other configuration", func() bool { return s.current.Load() != before && !s.failed.Load() })
+	await(s.t, "the other configuration", func() bool { return s.current.Load() != before && !s.trouble.failed.Load() })
 	return s.current.Load()
 }
 
@@ -278,7 +278,7 @@ func TestReloadRefused(t *testing.T) {
 		}
 		s.write("coatcheck.yaml", good)
 		await(t, "the end of the alarm", func() bool {
-			return !s.failed.Load() && s.log.count("the configuration is the one that the node goes by again") == i+1
+			return !s.trouble.failed.Load() && s.log.count("the configuration is the one that the node goes by again") == i+1
 		})
 	}
 	if err := os.Remove(filepath.Join(s.dir, "coatcheck.yaml")); err != nil {

@@ -70,8 +70,9 @@ func newNode(ctx context.Context, file string, cfg *config.Config, out output) (
 	n.apps.keep(first.apps, cfg.Limits.UpstreamRequests)
 	n.keys = newKeyring(cfg, n.ring, n.store, n.clock.Now, first.sessions.KeysChanged, n.logger)
 
-	n.counts.Config(n.failed.Load)
-	n.counts.Keys(n.keys.failed.Load)
+	n.counts.Config(n.trouble.failed.Load)
+	n.counts.Keys(n.keys.trouble.failed.Load)
+	n.counts.SealingKey(n.ring.Current)
 	n.counts.Upstreams(n.apps.list)
 	n.counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(first.sessions.CacheStats()) })
 	n.counts.Breaker(
