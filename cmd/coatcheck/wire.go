@@ -183,7 +183,7 @@ func newJar(cfg *config.Config) *cookie.Jar {
 func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Backend, error) {
 	switch cfg.Driver {
 	case config.DriverSQLite:
-		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File})
+		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File, Logger: logger})
 	case config.DriverRedis:
 		return redis.Open(ctx, redisOptions(cfg.Redis, logger))
 	case config.DriverPostgres:

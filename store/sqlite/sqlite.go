@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"sync"
 	"time"
@@ -30,6 +31,8 @@ type Options struct {
 	// File is the database's path. It and its folder are made if missing, for
 	// their owner alone. Beside it stand FILE-wal, FILE-shm and FILE.lock.
 	File string
+	// Logger is told when the reaper fails, and when it works again. Nil: nobody is.
+	Logger *slog.Logger
 }
 
 const (
@@ -45,6 +48,7 @@ const (
 
 // A Store is a store.Backend in a SQLite file.
 type Store struct {
+	log     *slog.Logger
 	lock    *flock.Flock
 	writer  chan *conn    // holds the one connection that writes, while nobody does
 	readers chan *conn    // holds the idle reading ones
@@ -61,21 +65,21 @@ type Store struct {
 // another one has it, and an error that says so where the file is something else
 // than a coatcheck database.
 func Open(ctx context.Context, opts Options) (*Store, error) {
-	s, err := open(ctx, opts.File)
+	s, err := open(ctx, opts)
 	if err != nil {
 		return nil, fmt.Errorf("store/sqlite: open %s: %w", opts.File, cause(err))
 	}
 	return s, nil
 }
 
-func open(ctx context.Context, file string) (*Store, error) {
+func open(ctx context.Context, opts Options) (*Store, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if file == "" {
+	if opts.File == "" {
 		return nil, errors.New("no file given")
 	}
-	path, err := resolve(file)
+	path, err := resolve(opts.File)
 	if err != nil {
 		return nil, err
 	}
@@ -85,10 +89,14 @@ func open(ctx context.Context, file string) (*Store, error) {
 	}
 	readers := max(2, min(runtime.GOMAXPROCS(0), 8))
 	s := &Store{
+		log:     opts.Logger,
 		lock:    l,
 		writer:  make(chan *conn, 1),
 		readers: make(chan *conn, readers),
 		stop:    make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.close = sync.OnceValue(s.release)
 	if err := s.dial(path, readers); err != nil {
@@ -184,12 +192,13 @@ func (s *Store) release() error {
 	return wrap("close", errors.Join(err, s.lock.Close()))
 }
 
-// reap removes expired records and leases, a small batch at a time, and what the journal
-// has kept long enough, until Close. Expired entries stay until someone has claimed and
-// acknowledged them.
+// reap removes what has expired, and what the journal has kept long enough, until Close. The
+// log is told when it begins to fail, why, and when that is over. Expired entries stay until
+// someone has claimed and acknowledged them.
 func (s *Store) reap() {
 	tick := time.NewTicker(reapEvery)
 	defer tick.Stop()
+	trouble := ""
 	for {
 		select {
 		case <-s.stop:
@@ -197,20 +206,37 @@ func (s *Store) reap() {
 		case <-tick.C:
 		}
 		s.journal.trim(time.Now())
-		for s.reapSome() == reapBatch {
-			select {
-			case <-s.stop:
-				return
-			default:
-			}
+		switch err := s.sweep(); {
+		case err == nil && trouble != "":
+			s.log.Info("store/sqlite: what has expired is removed again")
+			trouble = ""
+		case err != nil && err.Error() != trouble:
+			s.log.Warn("store/sqlite: what has expired stays for now", "error", err)
+			trouble = err.Error()
+		}
+	}
+}
+
+// sweep removes expired records and leases, a small batch at a time, until none are left or
+// Close is called.
+func (s *Store) sweep() error {
+	for {
+		n, err := s.reapSome()
+		if err != nil || n < reapBatch {
+			return err
+		}
+		select {
+		case <-s.stop:
+			return nil
+		default:
 		}
 	}
 }
 
 // reapSome removes one batch of each and returns the size of the larger. What an error
 // leaves is removed by a later batch.
-func (s *Store) reapSome() (n int64) {
-	_ = on(context.Background(), s.writer, "reap", func(c *conn) error {
+func (s *Store) reapSome() (n int64, err error) {
+	err = on(context.Background(), s.writer, "reap", func(c *conn) error {
 		now := time.Now()
 		records, err := c.exec(`
 			DELETE FROM records WHERE rowid IN
@@ -226,5 +252,5 @@ func (s *Store) reapSome() (n int64) {
 		n = max(records, leases)
 		return err
 	})
-	return n
+	return n, err
 }

@@ -1,11 +1,14 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,6 +65,45 @@ func TestConformance(t *testing.T) {
 }
 
 func BenchmarkGet(b *testing.B) { storetest.BenchmarkGet(b, openNew(b)) }
+
+// A reaper that fails says so once, and goes on.
+func TestReaperFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		s, err := Open(t.Context(), Options{
+			File:   filepath.Join(t.TempDir(), "coatcheck.db"),
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		if err := s.Create(t.Context(), "k", nil, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		said := func() string {
+			time.Sleep(2*reapEvery + time.Second)
+			synctest.Wait()
+			defer log.Reset()
+			return log.String()
+		}
+		const fails, works = "level=WARN msg=\"store/sqlite: what has expired stays for now\" error=", "level=INFO msg=\"store/sqlite: what has expired is removed again\""
+		s.query(t, "PRAGMA query_only = 1")
+		if text := said(); strings.Count(text, "\n") != 1 || !strings.Contains(text, fails) || !strings.Contains(text, "readonly") {
+			t.Errorf("a reaper that fails: %q", text)
+		}
+		s.query(t, "PRAGMA query_only = 0")
+		if text := said(); strings.Count(text, "\n") != 1 || !strings.Contains(text, works) {
+			t.Errorf("a reaper that works again: %q", text)
+		}
+		if left := s.leftovers(t); left != nil {
+			t.Errorf("it left %v", left)
+		}
+		if text := said(); text != "" {
+			t.Errorf("a reaper that works: %q", text)
+		}
+	})
+}
 
 // TestReaperRemovesExpiredRecords covers invariant 5: an expired record that nobody
 // asks for again does not stay.
