@@ -20,7 +20,11 @@ const (
 
 // Load reads the configuration file at path and the secrets it names. Its error is
 // of type [Errors].
-func Load(path string) (*Config, error) {
+func Load(path string) (*Config, error) { return LoadWithKeys(path, nil) }
+
+// LoadWithKeys is Load, and has check say what is wrong with the key ring: that is a problem
+// among the others. The rest of the configuration that check is given may be wrong.
+func LoadWithKeys(path string, check func(*Config) error) (*Config, error) {
 	data, err := readFile(path, maxFile)
 	if err != nil {
 		return nil, Errors{{File: path, Message: reason(err)}}
@@ -32,6 +36,9 @@ func Load(path string) (*Config, error) {
 	v.host(os.Hostname)
 	v.secrets()
 	v.certificates()
+	if check != nil {
+		v.keyRing(check)
+	}
 	return v.result()
 }
 
@@ -95,6 +102,25 @@ func (v *validator) secrets() {
 	for i := range v.cfg.Providers {
 		p := &v.cfg.Providers[i]
 		p.ClientSecret = v.secret(element("providers", i)+".client_secret", p.ClientSecretFile, p.ClientSecretEnv)
+	}
+}
+
+// keyRing has check judge the key ring, if one is named.
+func (v *validator) keyRing(check func(*Config) error) {
+	k := v.cfg.Keys
+	path := "keys.file"
+	if k.Env != "" {
+		path = "keys.env"
+	}
+	if k == (Keys{}) || v.refused("keys.file") || v.refused("keys.env") {
+		return
+	}
+	if err := check(v.cfg); err != nil {
+		text := err.Error()
+		if k.File != "" {
+			text = strings.ReplaceAll(text, k.File, v.src.hide(k.File))
+		}
+		v.refuse(path, "%s", text)
 	}
 }
 

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -357,6 +358,38 @@ func TestLoadSaysAllAtOnce(t *testing.T) {
 	_, err = Load("testdata/syntax.bad.yaml")
 	if problems, ok := err.(Errors); !ok || len(problems) != 1 || problems[0].Line != 4 {
 		t.Errorf("Load = %v", err)
+	}
+}
+
+// What is wrong with the key ring stands among the other problems, where it is named.
+func TestKeyRingIsAProblemAmongOthers(t *testing.T) {
+	const rest = "public_url: https://a.example.com\nproviders: [{name: corp, issuer: 'https://idp.example.com', client_id: web}]\nroutes: [{path: /}]\n"
+	wrong := errors.New("it is empty")
+	for name, test := range map[string]struct {
+		keys string
+		err  error
+		want []string
+	}{
+		"a good ring":            {"keys: {file: keys.json}\n", nil, nil},
+		"a file":                 {"keys: {file: keys.json}\n", wrong, []string{"keys.file: 4:14: it is empty"}},
+		"a variable":             {"keys: {env: RING}\n", wrong, []string{"keys.env: 4:13: it is empty"}},
+		"where none is named":    {"", wrong, []string{"keys.file: 1:1: it is empty"}},
+		"beside another problem": {"keys: {file: keys.json}\ncolor: red\n", wrong, []string{"keys.file: 4:14: it is empty", "color: 5:1: "}},
+		"both":                   {"keys: {file: keys.json, env: RING}\n", wrong, []string{"keys.env: 4:30: a file is named too"}},
+		"none with Redis":        {"store: {driver: redis}\n", wrong, []string{"keys: 1:1: is required with redis"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := LoadWithKeys(write(t, t.TempDir(), "coatcheck.yaml", rest+test.keys, 0o600), func(*Config) error { return test.err })
+			problems, _ := err.(Errors)
+			if len(problems) != len(test.want) {
+				t.Fatalf("LoadWithKeys = %v, want %q", err, test.want)
+			}
+			for i, p := range problems {
+				if got := fmt.Sprintf("%s: %d:%d: %s", p.Path, p.Line, p.Column, p.Message); !strings.HasPrefix(got, test.want[i]) {
+					t.Errorf("%q, want %q", got, test.want[i])
+				}
+			}
+		})
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"net"
 
 	"github.com/coatcheck/coatcheck/config"
-	"github.com/coatcheck/coatcheck/seal"
 )
 
 type serveCmd struct {
@@ -20,7 +19,7 @@ type serveCmd struct {
 // Run serves until the context ends, then drains.
 func (c serveCmd) Run(ctx context.Context, con console) error {
 	defer catchHangups()()
-	cfg, err := load(c.Config)
+	cfg, err := loadWithKeys(c.Config)
 	if err != nil {
 		return err
 	}
@@ -53,11 +52,8 @@ type checkCmd struct {
 // Run says everything that is wrong with a configuration, or that nothing is and what
 // it means. It opens no connection and changes nothing.
 func (c checkCmd) Run(con console) error {
-	cfg, err := load(c.Config)
+	cfg, err := loadWithKeys(c.Config)
 	if err != nil {
-		return err
-	}
-	if _, err := readRing(cfg.Keys); err != nil && !(errors.Is(err, seal.ErrNoFile) && singleNode(cfg)) {
 		return err
 	}
 	for _, w := range cfg.Warnings() {
@@ -68,10 +64,17 @@ func (c checkCmd) Run(con console) error {
 	return nil
 }
 
-// load reads a configuration. Its problems are many lines, so they begin on a line of
+// load reads a configuration, for those who don't serve by it.
+func load(file string) (*config.Config, error) { return explained(config.Load(file)) }
+
+// loadWithKeys reads a configuration, and looks at its key ring.
+func loadWithKeys(file string) (*config.Config, error) {
+	return explained(config.LoadWithKeys(file, checkRing))
+}
+
+// explained has the problems of a configuration, which are many lines, begin on a line of
 // their own.
-func load(file string) (*config.Config, error) {
-	cfg, err := config.Load(file)
+func explained(cfg *config.Config, err error) (*config.Config, error) {
 	var problems config.Errors
 	if errors.As(err, &problems) {
 		return nil, fmt.Errorf("the configuration can't be used\n%w", err)

@@ -259,24 +259,40 @@ func openRing(cfg *config.Config, logger *slog.Logger) (*seal.Ring, error) {
 // singleNode tells whether the store can be used by one process alone.
 func singleNode(cfg *config.Config) bool { return cfg.Store.Driver == config.DriverSQLite }
 
+// checkRing says why the key ring of a configuration can't be used. It is no fault if a single
+// node is still to make one.
+func checkRing(cfg *config.Config) error {
+	_, err := namedRing(cfg.Keys)
+	if errors.Is(err, seal.ErrNoFile) && singleNode(cfg) {
+		return nil
+	}
+	return err
+}
+
 func readRing(keys config.Keys) (*seal.Ring, error) {
+	ring, err := namedRing(keys)
+	if err != nil {
+		return nil, fmt.Errorf("keys: %w", err)
+	}
+	return ring, nil
+}
+
+// namedRing reads the key ring that a configuration names.
+func namedRing(keys config.Keys) (*seal.Ring, error) {
 	if keys.Env == "" {
 		ring, err := seal.ReadRing(keys.File)
-		switch {
-		case errors.Is(err, seal.ErrNoFile):
-			return nil, fmt.Errorf("keys: %w\nMake it once, for all nodes: coatcheck key new %s", err, keys.File)
-		case err != nil:
-			return nil, fmt.Errorf("keys: %w", err)
+		if errors.Is(err, seal.ErrNoFile) {
+			err = fmt.Errorf("%w: make it once, for all nodes: coatcheck key new %s", err, keys.File)
 		}
-		return ring, nil
+		return ring, err
 	}
 	text, ok := os.LookupEnv(keys.Env)
 	if !ok {
-		return nil, fmt.Errorf("keys: the environment variable %s is not set", keys.Env)
+		return nil, fmt.Errorf("the environment variable %s is not set", keys.Env)
 	}
 	ring, err := seal.ParseRing([]byte(text))
 	if err != nil {
-		return nil, fmt.Errorf("keys: %w (in the environment variable %s)", err, keys.Env)
+		return nil, fmt.Errorf("%w (in the environment variable %s)", err, keys.Env)
 	}
 	return ring, nil
 }
