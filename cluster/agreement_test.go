@@ -88,7 +88,7 @@ func wantAgreement(t *testing.T, begins *session.Manager, nodes []*session.Manag
 	h, start := http.Header{}, time.Now()
 	begun, err := begins.Begin(t.Context(), h, http.Header{}, &coatcheck.Session{
 		State: coatcheck.Authenticated, Identity: coatcheck.Identity{Issuer: "https://idp.example", Subject: "alice"},
-	})
+	}, begins.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func newSite(t *testing.T, server *testenv.Redis, provider *testenv.Provider, ri
 		if r.URL.Path == "/callback" {
 			login, err := rp.Callback(r.Context(), w.Header(), r)
 			if err == nil {
-				_, err = m.Begin(r.Context(), w.Header(), r.Header, login.Session)
+				_, err = m.Begin(r.Context(), w.Header(), r.Header, login.Session, m.Now())
 			}
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusInternalServerError)

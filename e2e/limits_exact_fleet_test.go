@@ -245,7 +245,7 @@ func (f *fleet) signIn(ctx context.Context, node int, user, app, carried string)
 	}
 	answer := http.Header{}
 	m := f.nodes[node%len(f.nodes)]
-	if _, err := m.Begin(ctx, answer, f.request(carried), who); err != nil {
+	if _, err := m.Begin(ctx, answer, f.request(carried), who, m.Now()); err != nil {
 		if len(answer) > 0 {
 			f.Errorf("a sign-in failed, and set a cookie: %v", err)
 		}

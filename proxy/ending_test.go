@@ -137,7 +137,7 @@ func TestEndedIsReadToTell(t *testing.T) {
 	h := http.Header{}
 	if _, err := r.Sessions.Begin(t.Context(), h, http.Header{}, &coatcheck.Session{
 		Provider: "test", State: coatcheck.Returning, Identity: coatcheck.Identity{Issuer: r.issuer, Subject: "bob"},
-	}); err != nil {
+	}, r.Sessions.Now()); err != nil {
 		t.Fatal(err)
 	}
 	pair, _, _ := strings.Cut(h.Get("Set-Cookie"), ";")

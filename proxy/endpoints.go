@@ -222,8 +222,7 @@ func (p *Proxy) completeSignIn(x *exchange) error {
 	}
 	x.returnTo = login.ReturnTo
 	login.Session.Origin = coatcheck.Origin{App: p.app(login.ReturnTo), IP: x.client.ip, UserAgent: x.r.UserAgent()}
-	login.Session.Renewal.Checked = asked
-	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session)
+	live, err := p.Sessions.Begin(ctx, h, x.r.Header, login.Session, asked)
 	if err != nil {
 		h["Set-Cookie"] = cookies // without a session it was no turn of a loop
 		return err

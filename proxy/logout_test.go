@@ -101,12 +101,11 @@ func (r *rig) signedInAt(t testing.TB, user, sid string) http.Header {
 	_, err := r.Sessions.Begin(t.Context(), h, http.Header{}, &coatcheck.Session{
 		Provider: "test", State: coatcheck.Authenticated, ProviderSID: sid,
 		Identity: coatcheck.Identity{Issuer: r.issuer, Subject: user, Name: user},
-		Renewal:  coatcheck.Renewal{Checked: time.Now().Add(2 * time.Second)}, // later than what the test has logged out
 		Origin: coatcheck.Origin{
 			App: "app.example.com", IP: "192.0.2.7",
 			UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
 		},
-	})
+	}, time.Now().Add(2*time.Second)) // later than what the test has logged out
 	if err != nil {
 		t.Fatal(err)
 	}

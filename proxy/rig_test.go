@@ -156,7 +156,7 @@ func (r *rig) signedIn(t *testing.T, user string) (*session.Live, http.Header) {
 		Provider: "test", State: coatcheck.Authenticated,
 		Identity: coatcheck.Identity{Issuer: r.issuer, Subject: user, Email: user + "@example.com", EmailVerified: true},
 		Tokens:   coatcheck.Tokens{ID: "canary-id-token", Access: "canary-access-token", Refresh: "canary-refresh-token"},
-	})
+	}, r.Sessions.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ type faultyStore struct {
 	// listed, unless nil, is what Find has of each entry's data instead.
 	listed func(e store.Entry) []byte
 	pings  int
-	gets  atomic.Int32
+	gets   atomic.Int32
 }
 
 func (s *faultyStore) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {

@@ -281,7 +281,7 @@ func TestSessionsPageInABrowser(t *testing.T) {
 		_, err := r.Sessions.Begin(t.Context(), http.Header{}, http.Header{}, &coatcheck.Session{
 			State: coatcheck.Authenticated, Identity: coatcheck.Identity{Issuer: r.issuer, Subject: "alice"},
 			Origin: coatcheck.Origin{App: strings.Repeat("long.", 40) + "example.com", IP: "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", UserAgent: agent},
-		})
+		}, r.Sessions.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

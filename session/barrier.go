@@ -75,9 +75,9 @@ func (m *Manager) readBarrier(ctx context.Context, key string) (at time.Time, re
 }
 
 // barred tells whether the provider has ended what it said of a person before: the session
-// by its sid, whenever that was, or all of the person's at or after confirmed, which is
-// before the provider was asked. The session must be listed already. An error leaves it open.
-func (m *Manager) barred(ctx context.Context, listing store.Entry, confirmed time.Time) (bool, error) {
+// by its sid, whenever that was, or all of the person's at or after asked, which is before the
+// provider was asked. The session must be listed already. An error leaves it open.
+func (m *Manager) barred(ctx context.Context, listing store.Entry, asked time.Time) (bool, error) {
 	if listing.SID != "" {
 		_, _, err := m.readBarrier(ctx, m.sidBarrier(listing.SID))
 		if !errors.Is(err, store.ErrNotFound) {
@@ -86,12 +86,12 @@ func (m *Manager) barred(ctx context.Context, listing store.Entry, confirmed tim
 	}
 	at, _, err := m.readBarrier(ctx, m.userBarrier(listing.User))
 	switch {
-	case err == nil && !at.Add(clockError).Before(confirmed):
+	case err == nil && !at.Add(clockError).Before(asked):
 		return true, nil
 	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return false, err
 	}
-	if took := m.Now().Sub(confirmed); took > longestSignIn {
+	if took := m.Now().Sub(asked); took > longestSignIn {
 		return false, fmt.Errorf("session: the sign-in took %v, too long to tell whether the provider has ended it meanwhile", took)
 	}
 	return false, nil

@@ -16,18 +16,17 @@ import (
 const issuer = "https://idp.example"
 
 // atProvider returns what a provider says of a person who is in the session sid there.
-func atProvider(sub, sid string, confirmed time.Time) *coatcheck.Session {
+func atProvider(sub, sid string) *coatcheck.Session {
 	s := user(sub)
 	s.ProviderSID = sid
-	s.Renewal.Checked = confirmed
 	return s
 }
 
 // beginAt begins a session, and returns the value of its cookie, "" without one.
-func (r *rig) beginAt(s *coatcheck.Session) (string, error) {
+func (r *rig) beginAt(s *coatcheck.Session, asked time.Time) (string, error) {
 	r.t.Helper()
 	h := http.Header{}
-	if _, err := r.Begin(r.t.Context(), h, http.Header{}, s); err != nil {
+	if _, err := r.Begin(r.t.Context(), h, http.Header{}, s, asked); err != nil {
 		if len(h) > 0 {
 			r.t.Errorf("a failed sign-in sets %v", h)
 		}
@@ -53,9 +52,9 @@ func TestLogoutMeetsSignIn(t *testing.T) {
 		"of the session": {Issuer: issuer, SID: "s1", Subject: "alice", ID: "1"},
 		"of the person":  {Issuer: issuer, Subject: "alice", ID: "1"},
 	} {
-		signIn := func(m *Manager, confirmed time.Time) string {
+		signIn := func(m *Manager, asked time.Time) string {
 			h := http.Header{}
-			_, err := m.Begin(context.Background(), h, http.Header{}, atProvider("alice", "s1", confirmed))
+			_, err := m.Begin(context.Background(), h, http.Header{}, atProvider("alice", "s1"), asked)
 			if err != nil {
 				wantBarred(t, err)
 				return ""
@@ -81,7 +80,7 @@ func TestLogoutMeetsSignIn(t *testing.T) {
 						bob := r.signIn("bob")
 						calls := &mortal{Backend: r.memory}
 						slow := r.beside(func(o *Options) { o.Store, o.Registry = calls, calls }).Manager
-						confirmed, cookie := r.Now(), ""
+						asked, cookie := r.Now(), ""
 						time.Sleep(5 * time.Second) // at the provider's token endpoint
 						calls.before = func(call int) {
 							if call != at {
@@ -91,11 +90,11 @@ func TestLogoutMeetsSignIn(t *testing.T) {
 							if inSignIn {
 								signOut(r.Manager)
 							} else {
-								cookie = signIn(r.Manager, confirmed)
+								cookie = signIn(r.Manager, asked)
 							}
 						}
 						if inSignIn {
-							cookie = signIn(slow, confirmed)
+							cookie = signIn(slow, asked)
 						} else {
 							signOut(slow)
 						}
@@ -146,16 +145,16 @@ func TestBarrier(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := newRig(t)
 				time.Sleep(time.Hour)
-				logoutAt, confirmed := r.Now(), r.Now().Add(tc.after)
+				logoutAt, asked := r.Now(), r.Now().Add(tc.after)
 				if tc.after < 0 {
-					confirmed, logoutAt = r.Now(), r.Now().Add(-tc.after)
+					asked, logoutAt = r.Now(), r.Now().Add(-tc.after)
 				}
 				time.Sleep(time.Until(logoutAt))
 				if _, err := r.BackChannelLogout(t.Context(), tc.logout); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Until(confirmed.Add(tc.takes)))
-				cookie, err := r.beginAt(atProvider(tc.sub, tc.sid, confirmed))
+				time.Sleep(time.Until(asked.Add(tc.takes)))
+				cookie, err := r.beginAt(atProvider(tc.sub, tc.sid), asked)
 				switch {
 				case tc.code == "" && err != nil, tc.code != "" && (err == nil || coatcheck.CodeOf(err) != tc.code):
 					t.Errorf("the sign-in ends with %v", err)
@@ -181,10 +180,10 @@ func TestBarrierMovesForwardAlone(t *testing.T) {
 			}
 		}
 		time.Sleep(30 * time.Second)
-		if _, err := r.beginAt(atProvider("alice", "", start.Add(10*time.Second))); err == nil {
+		if _, err := r.beginAt(atProvider("alice", ""), start.Add(10*time.Second)); err == nil {
 			t.Error("an earlier logout has taken the place of a later one")
 		}
-		cookie, err := r.beginAt(atProvider("alice", "", start.Add(12*time.Second)))
+		cookie, err := r.beginAt(atProvider("alice", ""), start.Add(12*time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -218,7 +217,7 @@ func TestBarrierUnknown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
 			prepare(r)
-			cookie, err := r.beginAt(atProvider("alice", "s1", r.Now()))
+			cookie, err := r.beginAt(atProvider("alice", "s1"), r.Now())
 			if cookie != "" || err == nil || coatcheck.CodeOf(err) != coatcheck.CodeUnknown {
 				t.Fatalf("the sign-in ends with %v", err)
 			}
@@ -227,4 +226,21 @@ func TestBarrierUnknown(t *testing.T) {
 			r.wantKept()
 		})
 	}
+}
+
+// A sign-in that the provider has ended meanwhile, and that can't be ended here yet.
+func TestBarredAndNotEnded(t *testing.T) {
+	r := newRig(t)
+	if _, err := r.BackChannelLogout(t.Context(), Logout{Issuer: issuer, SID: "s1", ID: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	r.probe.forget(failing("delete"))
+	_, err := r.beginAt(atProvider("alice", "s1"), r.Now())
+	wantBarred(t, err)
+	if len(r.kept()) != 1 {
+		t.Fatal("it was ended: the test shows nothing")
+	}
+	r.probe.forget(nil)
+	r.finishLeft(t.Context())
+	r.wantKept()
 }

@@ -19,28 +19,24 @@ const abandoned coatcheck.Reason = "abandoned"
 // Begin keeps a new session for s and puts its ticket into the response header h. The
 // ticket is always new; a session that the request (header in) still carries ends, so
 // that nobody who planted a ticket gains by the sign-in (OWASP ASVS 7.2.4). s.Created,
-// s.Deadline, s.Tenant and s.Origin.Node are set here.
+// s.Deadline, s.Tenant, s.Renewal and s.Origin.Node are set here.
 //
 // The limits hold when Begin returns: the sessions that had to give way can't be used any
 // more. A session of the same person that the request carries gives its place to the new
 // one.
 //
-// s.Renewal.Checked is a time before the provider was asked for what it says in s, by
-// Options.Now; the zero time stands for now. If the provider has ended that session since
-// then, or all of the person's, it is ended here too before anybody gets it.
+// asked is a time before the provider was asked for what it says in s, by Options.Now. If the
+// provider has ended that session since then, or all of the person's, it is ended here too
+// before anybody gets it.
 //
 // With an error no cookie is set and no session exists that anybody could use. It has
 // CodeSessionEnded, with *EndedError, where the provider has ended it, CodeLimit where a
 // limit refuses it, and CodeUnknown where the store or the ring can't tell; any other is a
 // defect of ours.
-func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session) (*Live, error) {
+func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Session, asked time.Time) (*Live, error) {
 	const op = "session.begin"
 	s.Tenant = m.Tenant
 	s.Created = m.Now()
-	confirmed := s.Renewal.Checked
-	if confirmed.IsZero() {
-		confirmed = s.Created
-	}
 	s.Deadline = s.Created.Add(m.Absolute)
 	s.Origin.Node = m.Node
 	s.Origin.UserAgent = legibleUserAgent(s.Origin.UserAgent)
@@ -69,53 +65,64 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("look at the session before: %w", err))
 	}
 
+	// Unless the ticket is handed out, what is left in the store goes at the next occasion.
+	left := abandoned
+	defer func() {
+		if left != "" {
+			m.upkeep.leave(listing, left)
+		}
+	}()
 	ttl := m.ttl(s)
 	if err := m.Store.Create(ctx, t.handle, sealed, ttl); err != nil {
-		m.upkeep.leave(listing, abandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
-	ending, err := m.admit(ctx, listing, ttl+listedLonger, replaced(carried, listing))
+	ending, err := m.admit(ctx, listing, ttl+listedLonger, replaced(carried, s))
+	if limit := (*store.LimitError)(nil); errors.As(err, &limit) {
+		if m.Store.Delete(ctx, t.handle) == nil {
+			left = ""
+		}
+		m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
+		return nil, coatcheck.E(coatcheck.CodeLimit, op, err)
+	}
+	if err == nil {
+		err = m.giveWay(ctx, ending, carried)
+	}
 	if err != nil {
-		// Nobody holds the ticket; what is left in the store goes at the next occasion.
-		var limit *store.LimitError
-		if !errors.As(err, &limit) || m.Store.Delete(ctx, t.handle) != nil {
-			m.upkeep.leave(listing, abandoned)
-		}
-		if limit != nil {
-			m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
-			return nil, coatcheck.E(coatcheck.CodeLimit, op, err)
-		}
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
-	for _, victim := range ending {
-		if err = m.finish(ctx, victim, m.opened(victim, carried)); err != nil {
-			break
-		}
-	}
-	for _, before := range carried {
-		ended := slices.ContainsFunc(ending, func(e store.Entry) bool { return e.ID == string(before.Ref) })
-		if err == nil && !ended {
-			err = m.end(ctx, before, coatcheck.ReasonReplaced)
-		}
-	}
+	over, err := m.barred(ctx, listing, asked)
 	if err != nil {
-		m.upkeep.leave(listing, abandoned)
-		return nil, coatcheck.E(coatcheck.CodeUnknown, op, fmt.Errorf("end the session before: %w", err))
-	}
-	over, err := m.barred(ctx, listing, confirmed)
-	if err != nil {
-		m.upkeep.leave(listing, abandoned)
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
+	left = ""
 	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))
 	if over {
 		if err := m.end(ctx, live, coatcheck.ReasonBackChannel); err != nil {
-			m.upkeep.leave(listing, coatcheck.ReasonBackChannel)
+			left = coatcheck.ReasonBackChannel
 		}
 		return nil, coatcheck.E(coatcheck.CodeSessionEnded, op, &EndedError{coatcheck.ReasonBackChannel})
 	}
 	m.Jar.Set(h, m.Jar.Session(), t.cookieValue(), m.Absolute)
 	return live, nil
+}
+
+// giveWay ends what a new session displaces: the entries that its admission has marked as
+// ending, and the sessions that its request carries.
+func (m *Manager) giveWay(ctx context.Context, ending []store.Entry, carried []*Live) error {
+	for _, victim := range ending {
+		if err := m.finish(ctx, victim, opened(victim, carried)); err != nil {
+			return fmt.Errorf("end the session before: %w", err)
+		}
+	}
+	for _, before := range carried {
+		if slices.ContainsFunc(ending, func(e store.Entry) bool { return e.ID == string(before.Ref) }) {
+			continue
+		}
+		if err := m.end(ctx, before, coatcheck.ReasonReplaced); err != nil {
+			return fmt.Errorf("end the session before: %w", err)
+		}
+	}
+	return nil
 }
 
 // An EndedError says why a session has ended.
@@ -158,19 +165,19 @@ func (m *Manager) admit(ctx context.Context, e store.Entry, ttl time.Duration, r
 	return m.Registry.Admit(ctx, e, ttl, m.Limits, replaces)
 }
 
-// replaced returns the name of the carried session that gives its place to the new one: one
-// of the same person.
-func replaced(carried []*Live, listing store.Entry) string {
+// replaced returns the ID of the carried session that gives its place to s: one of the same
+// person.
+func replaced(carried []*Live, s *coatcheck.Session) string {
 	for _, l := range carried {
-		if e, err := l.manager.listing(l.Session, l.handle, l.verifier); err == nil && e.User == listing.User {
-			return e.ID
+		if l.Identity.Issuer == s.Identity.Issuer && l.Identity.Subject == s.Identity.Subject {
+			return string(l.Ref)
 		}
 	}
 	return ""
 }
 
 // opened returns the session of an entry if it is one of those that the request carries.
-func (m *Manager) opened(e store.Entry, carried []*Live) *coatcheck.Session {
+func opened(e store.Entry, carried []*Live) *coatcheck.Session {
 	for _, l := range carried {
 		if e.ID == string(l.Ref) {
 			return l.Session

@@ -166,7 +166,7 @@ func (w *ward) start() {
 // begin signs alice in at the dying node.
 func (w *ward) begin(carried ...string) {
 	h := http.Header{}
-	if _, err := w.dying.Begin(w.t.Context(), h, carrying(carried...), user("alice")); err == nil {
+	if _, err := w.dying.Begin(w.t.Context(), h, carrying(carried...), user("alice"), w.dying.Now()); err == nil {
 		w.held = append(w.held, w.cookieIn(h))
 	}
 }
@@ -324,7 +324,7 @@ func (w *ward) outlived() {
 	// The others go on at once.
 	for range 3 {
 		h := http.Header{}
-		_, err := w.Begin(t.Context(), h, http.Header{}, user("alice"))
+		_, err := w.Begin(t.Context(), h, http.Header{}, user("alice"), w.Now())
 		switch {
 		case err == nil:
 			w.held = append(w.held, w.cookieIn(h))

@@ -237,7 +237,7 @@ func TestBeginSetsTheLifetime(t *testing.T) {
 	s := user("alice")
 	s.Tenant, s.Created, s.Deadline = "t2", time.Now().Add(-time.Hour), time.Now().Add(1000*time.Hour)
 	h := http.Header{}
-	if _, err := r.Begin(t.Context(), h, http.Header{}, s); err != nil {
+	if _, err := r.Begin(t.Context(), h, http.Header{}, s, r.Now()); err != nil {
 		t.Fatal(err)
 	}
 	live := r.wantUser("alice", r.cookieIn(h))

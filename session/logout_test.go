@@ -16,7 +16,7 @@ import (
 // mustBegin begins a session that the provider has confirmed just now.
 func (r *rig) mustBegin(sub, sid string) string {
 	r.t.Helper()
-	cookie, err := r.beginAt(atProvider(sub, sid, time.Time{}))
+	cookie, err := r.beginAt(atProvider(sub, sid), r.Now())
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -159,7 +159,7 @@ func (r *rig) enter(sub string, p *provider) string {
 	s := user(sub)
 	s.Tokens = p.tokens(time.Now())
 	h := map[string][]string{}
-	if _, err := r.Begin(r.t.Context(), h, carrying(), s); err != nil {
+	if _, err := r.Begin(r.t.Context(), h, carrying(), s, r.Now()); err != nil {
 		r.t.Fatal(err)
 	}
 	return r.cookieIn(h)

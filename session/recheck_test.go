@@ -71,7 +71,7 @@ func TestRecheck(t *testing.T) {
 			s := user("alice")
 			s.Tokens = coatcheck.Tokens{Access: "access", AccessExpiry: time.Now().Add(accessLife)}
 			h := map[string][]string{}
-			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s); err != nil {
+			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s, nodes[0].Now()); err != nil {
 				t.Fatal(err)
 			}
 			value := nodes[0].cookieIn(h)

@@ -499,7 +499,7 @@ func TestNothingToRefresh(t *testing.T) {
 			s := user("alice")
 			s.Tokens = tokens
 			h := map[string][]string{}
-			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s); err != nil {
+			if _, err := nodes[0].Begin(t.Context(), h, carrying(), s, nodes[0].Now()); err != nil {
 				t.Fatal(err)
 			}
 			value := nodes[0].cookieIn(h)

@@ -82,7 +82,7 @@ func TestListed(t *testing.T) {
 	s.ProviderSID = "sid-1"
 	s.Origin = coatcheck.Origin{App: "shop.example", IP: "192.0.2.1", UserAgent: strings.Repeat("é", 300) + "\xff"}
 	h := http.Header{}
-	live, err := r.Begin(t.Context(), h, http.Header{}, s)
+	live, err := r.Begin(t.Context(), h, http.Header{}, s, r.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestLimits(t *testing.T) {
 				events.told()
 
 				h := http.Header{}
-				live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"))
+				live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"), r.Now())
 				if test.evicted < 0 {
 					wantCode(t, live, err, coatcheck.CodeLimit)
 					if len(h) != 0 {
@@ -226,7 +226,7 @@ func TestLimitPerApp(t *testing.T) {
 	in := func(app string) error {
 		s := user("alice")
 		s.Origin.App = app
-		_, err := r.Begin(t.Context(), http.Header{}, http.Header{}, s)
+		_, err := r.Begin(t.Context(), http.Header{}, http.Header{}, s, r.Now())
 		return err
 	}
 	if err := errors.Join(in("shop.example"), in("wiki.example")); err != nil {
@@ -253,7 +253,7 @@ func TestSignInAgainAtTheLimit(t *testing.T) {
 		events.told()
 		// Somebody else at the same browser is somebody else.
 		h := http.Header{}
-		_, err := r.Begin(t.Context(), h, carrying(value), user("bob"))
+		_, err := r.Begin(t.Context(), h, carrying(value), user("bob"), r.Now())
 		if limits.Total == 1 {
 			if coatcheck.CodeOf(err) != coatcheck.CodeLimit {
 				t.Errorf("%+v: bob beside alice: %v", limits, err)
@@ -284,7 +284,7 @@ func TestLimitCountsWhatIsThere(t *testing.T) {
 
 	// But only those that are known to be gone.
 	r.probe.forget(failing("get"))
-	_, err := r.Begin(t.Context(), http.Header{}, http.Header{}, user("alice"))
+	_, err := r.Begin(t.Context(), http.Header{}, http.Header{}, user("alice"), r.Now())
 	if code := coatcheck.CodeOf(err); code != coatcheck.CodeLimit {
 		t.Errorf("%v", err)
 	}
@@ -303,7 +303,7 @@ func TestVictimThatCannotBeEnded(t *testing.T) {
 		return nil
 	})
 	h := http.Header{}
-	live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"))
+	live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"), r.Now())
 	wantCode(t, live, err, coatcheck.CodeUnknown)
 	if len(h) != 0 {
 		t.Errorf("a cookie was set beside an error: %v", h)
@@ -489,4 +489,23 @@ func TestOtherTenant(t *testing.T) {
 		t.Error("the other tenant tells why it ended")
 	}
 	r.wantUser("alice", value)
+}
+
+// Of the sessions of a browser it is that of the same person whose place is taken.
+func TestSignInAgainBesideAnother(t *testing.T) {
+	for name, other := range map[string]*coatcheck.Session{
+		"another person":   user("bob"),
+		"another provider": {Provider: "other", Identity: coatcheck.Identity{Issuer: "https://other.example", Subject: "alice"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, limited(store.Limits{Total: 2}))
+			h := http.Header{}
+			if _, err := r.Begin(t.Context(), h, http.Header{}, other, r.Now()); err != nil {
+				t.Fatal(err)
+			}
+			beside := r.cookieIn(h)
+			before := r.signIn("alice") // no place is free now
+			r.wantKept(r.signIn("alice", beside, before))
+		})
+	}
 }

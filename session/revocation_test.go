@@ -115,13 +115,13 @@ func TestTokensAreRevoked(t *testing.T) {
 		}},
 		{name: "somebody else signs in with this browser", sid: "s1", holder: true, end: func(r *rig, cookie string) { r.signIn("bob", cookie) }},
 		{name: "the same person signs in again, elsewhere at the provider", sid: "s1", holder: true, end: func(r *rig, cookie string) {
-			if _, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("alice", "s2", time.Time{})); err != nil {
+			if _, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("alice", "s2"), r.Now()); err != nil {
 				r.t.Error(err)
 			}
 		}},
 		// The provider would take back what the new session was granted.
 		{name: "the same person signs in again", sid: "s1", never: true, end: func(r *rig, cookie string) {
-			if _, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("alice", "s1", time.Time{})); err != nil {
+			if _, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("alice", "s1"), r.Now()); err != nil {
 				r.t.Error(err)
 			}
 		}},
@@ -137,9 +137,9 @@ func TestTokensAreRevoked(t *testing.T) {
 		}},
 		{name: "evicted", end: func(r *rig, _ string) {
 			time.Sleep(time.Second)
-			s := atProvider("alice", "", time.Time{})
+			s := atProvider("alice", "")
 			s.Tokens = coatcheck.Tokens{Access: "another"}
-			if _, err := r.beginAt(s); err != nil {
+			if _, err := r.beginAt(s, r.Now()); err != nil {
 				r.t.Error(err)
 			}
 		}},
@@ -172,9 +172,9 @@ func TestAccessTokenIsRevoked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, p, stop := newRevokingRig(t, func(o *Options) { o.Escrow = true })
 		defer stop()
-		s := atProvider("alice", "", time.Time{})
+		s := atProvider("alice", "")
 		s.Tokens = coatcheck.Tokens{Access: "a1"}
-		cookie, err := r.beginAt(s)
+		cookie, err := r.beginAt(s, r.Now())
 		if err != nil {
 			t.Fatal(err)
 		}

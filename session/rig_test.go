@@ -162,7 +162,7 @@ func user(sub string) *coatcheck.Session {
 func (r *rig) signIn(sub string, carried ...string) string {
 	r.t.Helper()
 	h := http.Header{}
-	live, err := r.Begin(r.t.Context(), h, carrying(carried...), user(sub))
+	live, err := r.Begin(r.t.Context(), h, carrying(carried...), user(sub), r.Now())
 	if err != nil {
 		r.t.Fatalf("Begin: %v", err)
 	}

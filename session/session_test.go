@@ -24,7 +24,7 @@ func TestBeginLoadEnd(t *testing.T) {
 	r := newRig(t)
 	h, before := http.Header{}, time.Now()
 	s := goldenSession()
-	begun, err := r.Begin(t.Context(), h, http.Header{}, s)
+	begun, err := r.Begin(t.Context(), h, http.Header{}, s, r.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func wantCleared(t *testing.T, h http.Header) {
 func TestEndOfWhatBeginReturned(t *testing.T) {
 	r := newRig(t)
 	h := http.Header{}
-	live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"))
+	live, err := r.Begin(t.Context(), h, http.Header{}, user("alice"), r.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -480,7 +480,7 @@ func BenchmarkLoad(b *testing.B) {
 	s.Tokens.ID = coatcheck.Secret(strings.Repeat("i", 900))
 	s.Tokens.Access = coatcheck.Secret(strings.Repeat("a", 900))
 	h := http.Header{}
-	if _, err := r.Begin(b.Context(), h, http.Header{}, s); err != nil {
+	if _, err := r.Begin(b.Context(), h, http.Header{}, s, r.Now()); err != nil {
 		b.Fatal(err)
 	}
 	in := http.Header{"Cookie": {"theme=dark; _ga=GA1.1.1234567890.1234567890; " + name + "=" + r.cookieIn(h)}}

@@ -68,7 +68,7 @@ func TestSignInLeavesTheQueue(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		live, err := r.Begin(ctx, http.Header{}, http.Header{}, user("alice"))
+		live, err := r.Begin(ctx, http.Header{}, http.Header{}, user("alice"), r.Now())
 		wantCode(t, live, err, coatcheck.CodeUnknown)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)

@@ -190,7 +190,7 @@ func TestBeginFails(t *testing.T) {
 			r.probe.forget(hook)
 
 			h := http.Header{}
-			live, err := r.Begin(t.Context(), h, carrying(before), user("alice"))
+			live, err := r.Begin(t.Context(), h, carrying(before), user("alice"), r.Now())
 			wantCode(t, live, err, coatcheck.CodeUnknown, before)
 			if len(h) != 0 {
 				t.Errorf("the answer's header is %v, want none", h)
@@ -222,7 +222,7 @@ func TestBeginBesideUnknown(t *testing.T) {
 	before := r.beside(func(o *Options) { o.Ring = seal.NewRing() }).signIn("alice")
 	r.probe.forget(nil)
 	h := http.Header{}
-	live, err := r.Begin(t.Context(), h, carrying(before), user("alice"))
+	live, err := r.Begin(t.Context(), h, carrying(before), user("alice"), r.Now())
 	wantCode(t, live, err, coatcheck.CodeUnknown, before)
 	if len(h) != 0 {
 		t.Errorf("the answer's header is %v, want none", h)
@@ -240,7 +240,7 @@ func TestBeginWithACancelledContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	h := http.Header{}
-	live, err := r.Begin(ctx, h, http.Header{}, user("alice"))
+	live, err := r.Begin(ctx, h, http.Header{}, user("alice"), r.Now())
 	wantCode(t, live, err, coatcheck.CodeUnknown)
 	if len(h) != 0 {
 		t.Errorf("the answer's header is %v, want none", h)

@@ -40,13 +40,13 @@ func TestWith(t *testing.T) {
 		}
 
 		h := http.Header{}
-		second, err := before.Begin(t.Context(), h, carrying(), user("alice"))
+		second, err := before.Begin(t.Context(), h, carrying(), user("alice"), before.Now())
 		if err != nil || !second.Deadline.Equal(time.Now().Add(absolute)) {
 			t.Fatalf("by the rules of before: %v, %v", second, err)
 		}
 		after.wantUser("alice", before.cookieIn(h))
 		after.wantUser("alice", alice)
-		third, err := after.Begin(t.Context(), http.Header{}, carrying(), user("alice"))
+		third, err := after.Begin(t.Context(), http.Header{}, carrying(), user("alice"), after.Now())
 		if err != nil || !third.Deadline.Equal(time.Now().Add(absolute/2)) {
 			t.Fatalf("by the new rules: %v, %v", third, err)
 		}

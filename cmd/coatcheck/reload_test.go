@@ -230,7 +230,7 @@ func TestReload(t *testing.T) {
 	third := s.wantTaken(second)
 	live, err := first.sessions.Begin(t.Context(), http.Header{}, http.Header{}, &coatcheck.Session{
 		Provider: "corp", State: coatcheck.Authenticated, Identity: coatcheck.Identity{Issuer: s.idp.URL, Subject: "alice"}, Tokens: coatcheck.Tokens{Refresh: "a token"},
-	})
+	}, first.sessions.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
