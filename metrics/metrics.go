@@ -34,7 +34,7 @@ type Metrics struct {
 	events     *prometheus.CounterVec
 	ended      *prometheus.CounterVec
 	denied     *prometheus.CounterVec
-	renewals   *prometheus.CounterVec
+	refreshes  *prometheus.CounterVec
 	storeOps   *prometheus.HistogramVec
 }
 
@@ -89,8 +89,8 @@ func New(version string, streams func() int) *Metrics {
 			Name: "coatcheck_session_limit_denials_total",
 			Help: "Sign-ins that this node refused because of a limit, by limit: per_user, per_app, total.",
 		}, []string{"limit"}),
-		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "coatcheck_session_renewals_total",
+		refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "coatcheck_token_refreshes_total",
 			Help: "Refresh tokens redeemed, by result: ok, or the outcome: none, refused, misconfigured, unknown.",
 		}, []string{"result"}),
 		storeOps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -121,7 +121,7 @@ func New(version string, streams func() int) *Metrics {
 		"ok", coatcheck.OutcomeNone.String(), coatcheck.OutcomeRefused.String(),
 		coatcheck.OutcomeMisconfigured.String(), coatcheck.OutcomeUnknown.String(),
 	} {
-		m.renewals.WithLabelValues(result)
+		m.refreshes.WithLabelValues(result)
 	}
 	for _, limit := range limits() {
 		m.denied.WithLabelValues(string(limit))
@@ -135,7 +135,7 @@ func New(version string, streams func() int) *Metrics {
 		Name: "coatcheck_streams_open",
 		Help: "WebSockets and event streams that are open now.",
 	}, func() float64 { return float64(streams()) })
-	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied, m.renewals,
+	m.registry.MustRegister(m.requests, m.duration, loads, m.unverified, m.signIns, m.events, m.ended, m.denied, m.refreshes,
 		m.storeOps, info, open, m.broken,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -201,8 +201,8 @@ func (m *Metrics) AnswerBroken() { m.broken.Inc() }
 // SignIn counts one answer of a provider: "ok" or an error's code.
 func (m *Metrics) SignIn(result string) { m.signIns.WithLabelValues(result).Inc() }
 
-// Renewed counts one refresh token that was redeemed: "ok", or a coatcheck.Outcome's name.
-func (m *Metrics) Renewed(result string) { m.renewals.WithLabelValues(result).Inc() }
+// Refreshed counts one refresh token that was redeemed: "ok", or a coatcheck.Outcome's name.
+func (m *Metrics) Refreshed(result string) { m.refreshes.WithLabelValues(result).Inc() }
 
 // Events returns a function that counts those events that the node called by that name told
 // of first, so that the sum over all nodes counts each once. It is to be told each once.

@@ -39,7 +39,7 @@ const (
 	misconfiguredRetry = maxRetry
 )
 
-// renewed returns a session that was loaded by a cookie as it is once everything is done
+// upToDate returns a session that was loaded by a cookie as it is once everything is done
 // that has to be done before a request is served. Where the provider is to be asked anew and
 // the access token still lives, that begins and nobody waits for it. Where it has ended, the
 // request waits for whoever asks, on whichever node; if nothing comes of it, because the
@@ -47,7 +47,7 @@ const (
 // session.
 //
 // It returns ErrInvalid for a session that has ended over this, and CodeUnknown as Load.
-func (m *Manager) renewed(ctx context.Context, cookie string, live *Live) (*Live, error) {
+func (m *Manager) upToDate(ctx context.Context, cookie string, live *Live) (*Live, error) {
 	if instantOf(time.Now()) < live.quiet.Load() || live.Unverified > 0 {
 		return live, nil
 	}
@@ -161,10 +161,10 @@ func (m *Manager) heldPatience() time.Duration {
 	return refreshLease/2 + mathrand.N(refreshLease/4)
 }
 
-// attempt does what a session wants of its provider, unless somebody else does it. It
+// renewNow does what a session wants of its provider, unless somebody else does it. It
 // returns the session as it is afterwards, whether or not anything came of it; held says
 // that another node is about it.
-func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Live, held bool, err error) {
+func (m *Manager) renewNow(ctx context.Context, t ticket, before *Live) (live *Live, held bool, err error) {
 	lease, err := m.Leases.Acquire(ctx, "refresh-"+m.name("refresh", t.handle), refreshLease)
 	switch {
 	case errors.Is(err, store.ErrHeld):
@@ -199,7 +199,7 @@ func (m *Manager) attempt(ctx context.Context, t ticket, before *Live) (live *Li
 	case need != needEnd && s.Renewal.Attempt != "" && !m.maySendAgain(s, now):
 		m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
 			"session", live.Ref)
-		m.told(coatcheck.OutcomeUnknown.String())
+		m.CountRefresh(coatcheck.OutcomeUnknown.String())
 		live, err = m.lose(ctx, t, live, now.Add(lostPatience))
 	case need != needEnd:
 		live, err = m.refresh(ctx, t, live)
@@ -260,13 +260,13 @@ func hold(lease store.Lease) (release func()) {
 // anything is sent, so that nobody sends the token a second time whatever becomes of this
 // node (invariant 7), and every outcome is written there too, so that all nodes hear of it.
 func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, error) {
-	token, attempt, began := live.Tokens.Refresh, rand.Text(), time.Now()
+	token, attemptID, began := live.Tokens.Refresh, rand.Text(), time.Now()
 	again := live.Renewal.Attempt != "" // the one before may have had an effect
 	noted, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
 		if s.Tokens.Refresh != token || s.Renewal.Attempt != live.Renewal.Attempt {
 			return false // somebody was faster
 		}
-		s.Renewal.Attempt = attempt
+		s.Renewal.Attempt = attemptID
 		if !again {
 			s.Renewal.AttemptAt = m.Now()
 		}
@@ -277,22 +277,22 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 			return nil, err
 		}
 		// Whether it is noted is not known, but nothing was sent.
-		return m.settle(ctx, t, live, attempt, m.failed(coatcheck.OutcomeNone, again))
+		return m.settle(ctx, t, live, attemptID, m.failed(coatcheck.OutcomeNone, again))
 	}
-	if noted.Renewal.Attempt != attempt {
+	if noted.Renewal.Attempt != attemptID {
 		return noted, nil
 	}
 	if time.Since(began) > refreshLease {
 		// This node was stopped, and another one may have sent the token within the grace.
-		return m.settle(ctx, t, noted, attempt, m.failed(coatcheck.OutcomeNone, again))
+		return m.settle(ctx, t, noted, attemptID, m.failed(coatcheck.OutcomeNone, again))
 	}
 	next, err := m.Provider.Refresh(ctx, noted.Session)
 	if err == nil {
-		m.told("ok")
-		return m.keep(ctx, t, noted, attempt, next)
+		m.CountRefresh("ok")
+		return m.keep(ctx, t, noted, attemptID, next)
 	}
 	outcome := outcomeOf(err)
-	m.told(outcome.String())
+	m.CountRefresh(outcome.String())
 	m.renewal.refreshes.failed(outcome)
 	level := slog.LevelWarn
 	if outcome == coatcheck.OutcomeMisconfigured {
@@ -302,7 +302,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 		slog.String("outcome", outcome.String()), slog.String("error", err.Error()))
 	switch outcome {
 	case coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured:
-		return m.settle(ctx, t, noted, attempt, m.failed(outcome, again))
+		return m.settle(ctx, t, noted, attemptID, m.failed(outcome, again))
 	case coatcheck.OutcomeRefused:
 		if err := m.end(ctx, noted, coatcheck.ReasonRefreshRefused); err != nil {
 			return nil, err // whoever comes next finds the attempt
@@ -310,7 +310,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 		return nil, ErrInvalid
 	default:
 		if m.maySendAgain(noted.Session, m.Now()) {
-			return m.settle(ctx, t, noted, attempt, m.failed(coatcheck.OutcomeUnknown, again))
+			return m.settle(ctx, t, noted, attemptID, m.failed(coatcheck.OutcomeUnknown, again))
 		}
 		return m.lose(ctx, t, noted, m.Now())
 	}
@@ -344,8 +344,8 @@ func (m *Manager) failed(outcome coatcheck.Outcome, again bool) func(*coatcheck.
 
 // keep writes down the new tokens. If the session has ended meanwhile nobody can use them
 // any more, and the provider is told so.
-func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt string, next *coatcheck.Session) (*Live, error) {
-	live, err := m.settle(ctx, t, before, attempt, func(s *coatcheck.Session) {
+func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attemptID string, next *coatcheck.Session) (*Live, error) {
+	live, err := m.settle(ctx, t, before, attemptID, func(s *coatcheck.Session) {
 		s.Tokens, s.Identity = next.Tokens, next.Identity
 		m.planRenewal(s)
 	})
@@ -367,13 +367,13 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attempt stri
 // not written is lost, and costs the person a sign-in. If the attempt is not noted, because
 // the store has lost that, or is yet to do it, this is written all the same: what was noted
 // comes too late then.
-func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt string, change func(*coatcheck.Session)) (*Live, error) {
+func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attemptID string, change func(*coatcheck.Session)) (*Live, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), saveLimit)
 	defer cancel()
 	token := before.Tokens.Refresh
 	for wait := minRetry / 10; ; wait = min(2*wait, saveAgain) {
 		live, err := m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
-			if noted := s.Renewal.Attempt; noted != attempt && noted != "" || s.Tokens.Refresh != token && !lost(s) {
+			if noted := s.Renewal.Attempt; noted != attemptID && noted != "" || s.Tokens.Refresh != token && !lost(s) {
 				return false // another node goes on from here
 			}
 			s.Tokens.Refresh = token
@@ -394,9 +394,9 @@ func (m *Manager) settle(ctx context.Context, t ticket, before *Live, attempt st
 // lose forgets a refresh token that must not be sent again. The attempt stays, to say why. The
 // session does not end over it before the given time.
 func (m *Manager) lose(ctx context.Context, t ticket, live *Live, end time.Time) (*Live, error) {
-	attempt := live.Renewal.Attempt
+	attemptID := live.Renewal.Attempt
 	return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
-		if s.Renewal.Attempt != attempt || s.Tokens.Refresh == "" {
+		if s.Renewal.Attempt != attemptID || s.Tokens.Refresh == "" {
 			return false
 		}
 		s.Tokens.Refresh, s.Renewal.NotBefore = "", end

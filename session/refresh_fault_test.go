@@ -124,7 +124,7 @@ func TestRefreshIsNotLostByHearsay(t *testing.T) {
 		time.Sleep(maxAhead)
 		close(back)
 		synctest.Wait()
-		if live, err := deaf.renewed(t.Context(), value, old); err != nil || live.Tokens.Access != "access 2" {
+		if live, err := deaf.upToDate(t.Context(), value, old); err != nil || live.Tokens.Access != "access 2" {
 			t.Errorf("%+v, %v", live, err)
 		}
 		nodes[0].wantUser("alice", value)

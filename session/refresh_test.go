@@ -424,7 +424,7 @@ func TestHeldForNothing(t *testing.T) {
 		}
 		defer func() { _ = l.Release(context.Background()) }()
 		began := time.Now()
-		live, err = late.renewed(t.Context(), value, live)
+		live, err = late.upToDate(t.Context(), value, live)
 		if err != nil || live.Tokens.Access != "access 2" || time.Since(began) > 0 {
 			t.Errorf("%+v, %v, after %v", live, err, time.Since(began))
 		}
@@ -526,6 +526,33 @@ func TestNobodyToAsk(t *testing.T) {
 		}
 		if len(p.sent) != 0 {
 			t.Errorf("%d refreshes", len(p.sent))
+		}
+	})
+}
+
+// What came of each refresh is counted, once.
+func TestRefreshesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var counted []string
+		nodes, p := newRefreshing(t, 1, func(o *Options) {
+			o.CountRefresh = func(result string) { counted = append(counted, result) }
+		})
+		value := nodes[0].enter("alice", p)
+		var want []string
+		for _, o := range []coatcheck.Outcome{coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured} {
+			p.setAnswer(always(true, outcome(o)))
+			time.Sleep(accessLife)
+			nodes[0].wantUser("alice", value)
+			want = append(want, o.String())
+		}
+		p.setAnswer(nil)
+		time.Sleep(maxRetry)
+		nodes[0].wantUser("alice", value)
+		p.setAnswer(always(true, outcome(coatcheck.OutcomeUnknown)))
+		time.Sleep(accessLife)
+		nodes[0].wantInvalid(value)
+		if want = append(want, "ok", coatcheck.OutcomeUnknown.String()); !slices.Equal(counted, want) {
+			t.Errorf("counted %q, want %q", counted, want)
 		}
 	})
 }

@@ -116,7 +116,7 @@ func (m *Manager) makeAttempt(a *attempt) {
 			logPanic(ctx, m.Logger, "a session was renewed", p, "session", a.before.Ref)
 		}
 	}()
-	a.live, a.held, a.err = m.attempt(ctx, a.ticket, a.before)
+	a.live, a.held, a.err = m.renewNow(ctx, a.ticket, a.before)
 }
 
 // finishAttempt tells those who wait for the attempt, and returns the one to be made next, or
@@ -302,11 +302,4 @@ func (g *gate) passed() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.failures = 0
-}
-
-// told counts the result of an attempt.
-func (m *Manager) told(result string) {
-	if m.Renewed != nil {
-		m.Renewed(result)
-	}
 }

@@ -54,15 +54,17 @@ const purpose = "session"
 type Options struct {
 	Store    store.Store
 	Registry store.Registry
-	Feed     store.Watcher       // tells of changes; nil: every request reads the store
-	Leases   store.Leaser        // required where there is a Provider
-	Provider Provider            // nil: nobody is asked anew, and no token is revoked
-	Events   Recorder            // nil: nobody is told
-	Renewed  func(result string) // counts what came of asking anew; nil: nobody counts
-	Ring     *seal.Ring
-	Jar      *cookie.Jar
-	Tenant   string
-	Node     string // this node's name, for the list
+	Feed     store.Watcher // tells of changes; nil: every request reads the store
+	Leases   store.Leaser  // required where there is a Provider
+	Provider Provider      // nil: nobody is asked anew, and no token is revoked
+	Events   Recorder      // nil: nobody is told
+	// CountRefresh counts a refresh token that was redeemed: "ok", or the coatcheck.Outcome's
+	// name. Nil: nobody counts.
+	CountRefresh func(result string)
+	Ring         *seal.Ring
+	Jar          *cookie.Jar
+	Tenant       string
+	Node         string // this node's name, for the list
 	// Idle ends a session that is not used for so long, Absolute ends every one.
 	// Idle is at most Absolute.
 	Idle, Absolute time.Duration
@@ -128,6 +130,9 @@ func New(o Options) *Manager {
 	}
 	if o.Events == nil {
 		o.Events = nobody{}
+	}
+	if o.CountRefresh == nil {
+		o.CountRefresh = func(string) {}
 	}
 	s := &state{cache: newCache(o.CacheSize, o.Lease, o.Logger), grants: make(chan grant, maxGrants)}
 	s.renewal.init()
@@ -212,7 +217,7 @@ func (m *Manager) Load(ctx context.Context, h http.Header) (*Live, error) {
 		if err := m.touch(ctx, cookie, known); err != nil {
 			return nil, err
 		}
-		return m.renewed(ctx, cookie, live)
+		return m.upToDate(ctx, cookie, live)
 	}
 	return live, nil
 }

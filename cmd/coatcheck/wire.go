@@ -95,7 +95,7 @@ func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
 	if before == nil {
 		next.signIn = oidc.New(party)
 		next.sessions = newSessions(cfg, n.store, session.Options{
-			Provider: next.signIn, Events: n.events, Renewed: n.counts.Renewed,
+			Provider: next.signIn, Events: n.events, CountRefresh: n.counts.Refreshed,
 			Ring: n.ring, Jar: n.jar, Now: n.clock.Now, Logger: n.logger,
 		})
 	} else {
