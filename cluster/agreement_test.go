@@ -34,7 +34,7 @@ func TestNodesAgree(t *testing.T) {
 			return func() (store.Backend, error) {
 				kept, err := postgres.Open(t.Context(), postgres.Options{URL: server.URL()})
 				if err == nil {
-					err = kept.Migrate(t.Context())
+					_, _, err = kept.Migrate(t.Context())
 				}
 				return kept, err
 			}

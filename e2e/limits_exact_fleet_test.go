@@ -117,7 +117,7 @@ func startPostgres(t *testing.T) opener {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	if err := first.Migrate(t.Context()); err != nil {
+	if _, _, err := first.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return opens(func(ctx context.Context, timeout time.Duration, via func(string) string) (store.Backend, error) {

@@ -24,9 +24,10 @@ type Leaser interface {
 // A Lease is held until it is released or its time is over. It is safe for concurrent
 // use.
 type Lease interface {
-	// Fence is higher than that of every earlier lease of the same name. What is written
-	// under a lease is written with its fence, so that a holder who was stopped for longer
-	// than the lease can't overwrite what the next one wrote.
+	// Fence is higher than that of every earlier lease of the same name. Where a holder who
+	// was stopped for longer than the lease could overwrite what the next one wrote, it goes
+	// along with each write, for whoever writes there to refuse a lower one. In a Store
+	// Replace does as much by the revision.
 	Fence() uint64
 	// Renew extends the lease to ttl from now, or returns ErrLost.
 	Renew(ctx context.Context, ttl time.Duration) error

@@ -99,7 +99,7 @@ func startPostgres(t testing.TB) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = driver.Close() })
-	if err := driver.Migrate(t.Context()); err != nil {
+	if _, _, err := driver.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := pgx.Connect(t.Context(), p.URL())

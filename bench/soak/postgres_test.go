@@ -34,7 +34,7 @@ func startPostgres(t *testing.T) backend {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	if err := s.Migrate(t.Context()); err != nil {
+	if _, _, err := s.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return b

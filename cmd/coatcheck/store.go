@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-
-	"github.com/coatcheck/coatcheck/config"
-	"github.com/coatcheck/coatcheck/store/postgres"
 )
 
 type storeCmd struct {
@@ -26,36 +22,14 @@ func (c storeMigrateCmd) Run(ctx context.Context, con console) error {
 	if err != nil {
 		return err
 	}
-	switch cfg.Store.Driver {
-	case config.DriverSQLite:
-		fmt.Fprintln(con.out, "SQLite needs no migration: a node sees to its tables when it starts.")
-		return nil
-	case config.DriverRedis:
-		fmt.Fprintln(con.out, "Redis needs no migration: it has no tables.")
-		return nil
-	}
-	if err := migratePostgres(ctx, cfg.Store.Postgres); err != nil {
-		return err
-	}
-	fmt.Fprintln(con.out, "PostgreSQL has the tables that this version needs.")
-	return nil
-}
-
-func migratePostgres(ctx context.Context, cfg config.Postgres) (err error) {
-	kept, err := postgres.Open(ctx, postgresOptions(cfg, slog.New(slog.DiscardHandler)))
+	driver, err := newDriver(cfg.Store, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	return kept.Migrate(ctx)
-}
-
-func postgresOptions(cfg config.Postgres, logger *slog.Logger) postgres.Options {
-	return postgres.Options{
-		URL:      cfg.URL,
-		Password: cfg.Password,
-		Timeout:  cfg.Timeout,
-		MaxConns: cfg.MaxConnections,
-		Logger:   logger,
+	did, err := driver.migrate(ctx)
+	if err != nil {
+		return err
 	}
+	fmt.Fprintln(con.out, did)
+	return nil
 }

@@ -2,16 +2,22 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store/postgres"
+	"github.com/coatcheck/coatcheck/store/sqlite"
 )
 
 // TestStoreMigrate: a new database can be used afterwards, and once more does no harm.
@@ -53,9 +59,12 @@ routes: [{path: /}]
 		code = run(t.Context(), []string{"store", "migrate", "--config", file}, console{&stdout, &stderr})
 		return code, stdout.String(), stderr.String()
 	}
-	for range 2 {
-		if code, out, err := migrate(); code != exitOK || out != "PostgreSQL has the tables that this version needs.\n" || err != "" {
-			t.Fatalf("exit code %d, says %q and %q", code, out, err)
+	for _, want := range []string{
+		"Made the tables in PostgreSQL, version 101.\n",
+		"Nothing to do: the tables in PostgreSQL have version 101 already.\n",
+	} {
+		if code, out, err := migrate(); code != exitOK || out != want || err != "" {
+			t.Fatalf("exit code %d, says %q and %q, want %q", code, out, err, want)
 		}
 	}
 	if err := kept.Ping(t.Context()); err != nil {
@@ -70,6 +79,88 @@ routes: [{path: /}]
 	code, out, stderr := migrate()
 	if code != exitFailed || out != "" || !strings.Contains(stderr, "password authentication failed") || strings.Contains(stderr, "hunter2") {
 		t.Errorf("exit code %d, says %q and %q", code, out, stderr)
+	}
+}
+
+// TestPostgresRights: what docs/stores.md has an operator run is enough, for migrating and
+// for serving, and for the tables of a later version.
+func TestPostgresRights(t *testing.T) {
+	docs, err := os.ReadFile("../../docs/stores.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(docs), -1)
+	if len(blocks) != 2 {
+		t.Fatalf("docs/stores.md has %d blocks of SQL, want 2", len(blocks))
+	}
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	as := func(role, database string) string {
+		u, err := url.Parse(server.URL())
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.User, u.Path = url.User(role), "/"+database
+		return u.String()
+	}
+	do := func(role, database, statements string) {
+		t.Helper()
+		conn, err := pgx.Connect(t.Context(), as(role, database))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = conn.Close(context.WithoutCancel(t.Context())) }()
+		for statement := range strings.SplitSeq(strings.TrimSuffix(strings.TrimSpace(statements), ";"), ";") {
+			if _, err := conn.Exec(t.Context(), statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+	}
+	serve := func(role string) {
+		t.Helper()
+		cfg := config.Store{Driver: config.DriverPostgres, Postgres: config.Postgres{URL: as(role, "coatcheck"), Timeout: 10 * time.Second}}
+		kept, err := openStore(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = kept.Close() }()
+		tryStore(t, kept)
+	}
+	// The superuser of the tests has the name that the documents give to the role.
+	do(testenv.PostgresUser, "postgres", "CREATE ROLE test SUPERUSER LOGIN")
+	do("test", "postgres", "ALTER ROLE "+testenv.PostgresUser+" RENAME TO postgres")
+
+	do("postgres", "postgres", blocks[0][1])
+	if _, err := migratePostgres(t.Context(), postgres.Options{URL: as("coatcheck", "coatcheck")}); err != nil {
+		t.Fatal(err)
+	}
+	serve("coatcheck")
+	do("postgres", "coatcheck", blocks[1][1])
+	serve("coatcheck_node")
+	do("coatcheck", "coatcheck", "CREATE TABLE coatcheck.later (n bigserial)")
+	do("coatcheck_node", "coatcheck", "INSERT INTO coatcheck.later DEFAULT VALUES; UPDATE coatcheck.later SET n = 1; DELETE FROM coatcheck.later")
+}
+
+// TestNewDriver: a call of the driver has the time that the configuration gives it, and what
+// is no driver is none.
+func TestNewDriver(t *testing.T) {
+	logger := slog.New(slog.DiscardHandler)
+	for name, want := range map[string]time.Duration{config.DriverSQLite: 0, config.DriverRedis: time.Second, config.DriverPostgres: time.Minute} {
+		cfg := config.Store{Driver: name, Redis: config.Redis{Timeout: time.Second}, Postgres: config.Postgres{Timeout: time.Minute}}
+		if d, err := newDriver(cfg, logger); err != nil || d.timeout != want {
+			t.Errorf("%s: timeout %s, %v, want %s", name, d.timeout, err, want)
+		}
+	}
+	if _, err := newDriver(config.Store{Driver: "memory"}, logger); err == nil {
+		t.Error("memory is a driver")
+	}
+}
+
+// TestSQLiteOptions: every setting arrives.
+func TestSQLiteOptions(t *testing.T) {
+	logger := slog.New(slog.DiscardHandler)
+	got, want := sqliteOptions(config.SQLite{File: "f"}, logger), sqlite.Options{File: "f", Logger: logger}
+	if got != want {
+		t.Errorf("sqliteOptions = %+v, want %+v", got, want)
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/coatcheck/coatcheck/audit"
 	"github.com/coatcheck/coatcheck/cluster"
@@ -26,9 +25,6 @@ import (
 	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/guard"
-	"github.com/coatcheck/coatcheck/store/postgres"
-	"github.com/coatcheck/coatcheck/store/redis"
-	"github.com/coatcheck/coatcheck/store/sqlite"
 	"github.com/coatcheck/coatcheck/upstream"
 )
 
@@ -48,12 +44,16 @@ func newNode(ctx context.Context, file string, cfg *config.Config, out output) (
 		return nil, err
 	}
 	n.counts = metrics.New(version(), n.streams.Count)
-	driver, err := openStore(ctx, cfg.Store, n.logger)
+	driver, err := newDriver(cfg.Store, n.logger)
 	if err != nil {
 		return nil, err
 	}
-	guarded := guard.New(driver, guard.Options{
-		Timeout:    2 * driverTimeout(cfg.Store), // the driver's own comes first
+	kept, err := driver.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	guarded := guard.New(kept, guard.Options{
+		Timeout:    2 * driver.timeout, // the driver's own comes first
 		Concurrent: cfg.Store.MaxConcurrent,
 		Logger:     n.logger,
 	})
@@ -177,60 +177,6 @@ func sessionRules(cfg *config.Config, o *session.Options) {
 // newJar returns what knows the cookies of a site.
 func newJar(cfg *config.Config) *cookie.Jar {
 	return cookie.New(cfg.Session.Cookie.Name, cfg.Session.Cookie.Domain, cfg.InsecureHTTP)
-}
-
-// openStore is the switch between the drivers.
-func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Backend, error) {
-	switch cfg.Driver {
-	case config.DriverSQLite:
-		return sqlite.Open(ctx, sqlite.Options{File: cfg.SQLite.File, Logger: logger})
-	case config.DriverRedis:
-		return redis.Open(ctx, redisOptions(cfg.Redis, logger))
-	case config.DriverPostgres:
-		return postgres.Open(ctx, postgresOptions(cfg.Postgres, logger))
-	default:
-		return nil, fmt.Errorf("store: no driver is called %q", cfg.Driver)
-	}
-}
-
-// driverTimeout is how long a call of the driver may take; zero where it has no bound of its
-// own.
-func driverTimeout(cfg config.Store) time.Duration {
-	switch cfg.Driver {
-	case config.DriverRedis:
-		return cfg.Redis.Timeout
-	case config.DriverPostgres:
-		return cfg.Postgres.Timeout
-	default:
-		return 0
-	}
-}
-
-func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
-	o := redis.Options{
-		URL:       cfg.URL,
-		Username:  cfg.Username,
-		Password:  cfg.Password,
-		KeyPrefix: cfg.KeyPrefix,
-		Timeout:   cfg.Timeout,
-		Logger:    logger,
-	}
-	if s := cfg.Sentinel; len(s.Addresses) > 0 {
-		o.Sentinel = &redis.Sentinel{
-			Addresses: s.Addresses,
-			Master:    s.Master,
-			Username:  s.Username,
-			Password:  s.Password,
-			Database:  s.Database,
-		}
-	}
-	if len(cfg.Cluster.Addresses) > 0 {
-		o.Cluster = &redis.Cluster{Addresses: cfg.Cluster.Addresses}
-	}
-	if t := cfg.TLS; t.Enabled {
-		o.TLS = &redis.TLS{CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, ServerName: t.ServerName}
-	}
-	return o
 }
 
 func newLimits(cfg config.SessionLimits) store.Limits {

@@ -22,7 +22,7 @@ func TestGolden(t *testing.T) {
 		migrateTo(t, s, version)
 		_, err := s.pool.Exec(t.Context(), string(golden.Read(t, name)))
 		must(t, err)
-		must(t, s.Migrate(t.Context()))
+		migrate(t, s)
 		wantPing(t, s, "")
 		storetest.CheckGolden(t, s)
 		if t.Failed() {

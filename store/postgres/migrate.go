@@ -71,56 +71,78 @@ func (s *Store) fitness(err error) error {
 }
 
 func compatible(version int64) error {
-	const generation = 100
-	switch {
-	case version < schemaVersion:
+	if version < schemaVersion {
 		return unfitError{fmt.Errorf("the schema has version %d and this program needs %d: %s", version, schemaVersion, howTo)}
-	case version/generation > schemaVersion/generation:
+	}
+	return tooNew(version)
+}
+
+// tooNew returns an error if a version is of a newer generation.
+func tooNew(version int64) error {
+	const generation = 100
+	if version/generation > schemaVersion/generation {
 		return unfitError{fmt.Errorf("the schema has version %d, which this program is too old for", version)}
 	}
 	return nil
 }
 
 // Migrate brings the schema to this program's version, and makes it first where there is
-// none. It is not bounded by Options.Timeout. Of several at once, each waits for the one
-// before it. The user needs the right to create in the schema and, where that is missing,
+// none. It returns the version that it found, or 0 where there was none, and the one that
+// there is now. It is not bounded by Options.Timeout. Of several at once, each waits for the
+// one before it. The user needs the right to create in the schema and, where that is missing,
 // in the database.
-func (s *Store) Migrate(ctx context.Context) error {
-	return wrap("migrate", s.migrate(ctx))
+func (s *Store) Migrate(ctx context.Context) (from, to int64, err error) {
+	from, to, err = s.migrate(ctx)
+	return from, to, wrap("migrate", err)
 }
 
-func (s *Store) migrate(ctx context.Context) error {
+func (s *Store) migrate(ctx context.Context) (from, to int64, err error) {
 	config := s.config.Copy()
 	config.RuntimeParams["statement_timeout"] = "0"
 	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
 	conn, err := s.connect(ctx, config)
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	// The lock ends with the connection.
 	defer s.hangUp(conn)
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock($1)`, s.lockID("migrate")); err != nil {
-		return err
+		return 0, 0, err
 	}
 	if err := s.createSchema(ctx, conn); err != nil {
-		return err
+		return 0, 0, err
 	}
+	from, to, err = applyAll(ctx, config)
+	if hasCode(err, codeNoRight) {
+		err = fmt.Errorf("user %s must have the right to create in schema %s: %w", s.config.User, s.schema, err)
+	}
+	return from, to, err
+}
+
+// applyAll applies the migrations that the schema lacks.
+func applyAll(ctx context.Context, config *pgx.ConnConfig) (from, to int64, err error) {
 	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
 	db := stdlib.OpenDB(*config)
 	defer db.Close()
 	provider, err := goose.NewProvider(goose.DialectPostgres, db, files,
 		goose.WithTableName(versions), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
-		return err
+		return 0, 0, err
 	}
-	_, err = provider.Up(ctx)
-	if hasCode(err, codeNoRight) {
-		return fmt.Errorf("user %s must have the right to create in schema %s: %w", s.config.User, s.schema, err)
+	if from, err = provider.GetDBVersion(ctx); err != nil {
+		return 0, 0, err
 	}
-	return err
+	if err := tooNew(from); err != nil {
+		return from, from, err
+	}
+	if _, err = provider.Up(ctx); err != nil {
+		return from, from, err
+	}
+	to, err = provider.GetDBVersion(ctx)
+	return from, to, err
 }
 
 // createSchema makes the schema where it is missing. CREATE SCHEMA IF NOT EXISTS would

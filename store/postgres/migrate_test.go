@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,6 +40,12 @@ func wantPing(t testing.TB, s *Store, want string) {
 	}
 }
 
+func migrate(t testing.TB, s *Store) {
+	t.Helper()
+	_, _, err := s.Migrate(t.Context())
+	must(t, err)
+}
+
 func TestMigrate(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
@@ -47,9 +54,9 @@ func TestMigrate(t *testing.T) {
 	t.Run("Nothing", func(t *testing.T) {
 		s := open(t, Options{URL: inSchema(server.URL())})
 		wantPing(t, s, "there is no schema "+s.schema+", or it lacks our tables: run \"coatcheck store migrate --config FILE\"")
-		for range 2 {
-			if err := s.Migrate(t.Context()); err != nil {
-				t.Fatal(err)
+		for _, want := range [][2]int64{{0, schemaVersion}, {schemaVersion, schemaVersion}} {
+			if from, to, err := s.Migrate(t.Context()); err != nil || from != want[0] || to != want[1] {
+				t.Fatalf("Migrate: from %d to %d, %v, want %d", from, to, err, want)
 			}
 			wantPing(t, s, "")
 		}
@@ -65,7 +72,7 @@ func TestMigrate(t *testing.T) {
 				t.Errorf("%s: %v, want what to do", step, err)
 			}
 		}
-		must(t, s.Migrate(t.Context()))
+		migrate(t, s)
 		for range 2 {
 			wantPing(t, s, "")
 		}
@@ -82,14 +89,24 @@ func TestMigrate(t *testing.T) {
 	t.Run("AtOnce", func(t *testing.T) {
 		url := inSchema(server.URL())
 		errs := make(chan error)
+		var made atomic.Int64
 		for range 5 {
 			s := open(t, Options{URL: url})
-			go func() { errs <- s.Migrate(context.Background()) }()
+			go func() {
+				from, _, err := s.Migrate(context.Background())
+				if from == 0 {
+					made.Add(1)
+				}
+				errs <- err
+			}()
 		}
 		for range 5 {
 			if err := <-errs; err != nil {
 				t.Error(err)
 			}
+		}
+		if made.Load() != 1 {
+			t.Errorf("%d of five say that they made the tables", made.Load())
 		}
 		wantPing(t, open(t, Options{URL: url}), "")
 	})
@@ -99,7 +116,10 @@ func TestMigrate(t *testing.T) {
 		s := open(t, Options{URL: inSchema(server.URL()), Timeout: time.Second})
 		exec(t, admin, "SELECT pg_advisory_lock($1)", s.lockID("migrate"))
 		done := make(chan error, 1)
-		go func() { done <- s.Migrate(context.Background()) }()
+		go func() {
+			_, _, err := s.Migrate(context.Background())
+			done <- err
+		}()
 		select {
 		case err := <-done:
 			t.Fatalf("Migrate beside another one: %v", err)
@@ -129,6 +149,17 @@ func TestMigrate(t *testing.T) {
 			exec(t, admin, fmt.Sprintf("UPDATE %s.%s SET version_id = $1 WHERE id = (SELECT max(id) FROM %[1]s.%[2]s)", s.schema, versions), tc.version)
 			wantPing(t, s, tc.want)
 		}
+		// What a newer program has migrated stays as it is.
+		for _, tc := range []struct {
+			version int64
+			want    string
+		}{{schemaVersion + 1, "<nil>"}, {schemaVersion + 100, "which this program is too old for"}} {
+			exec(t, admin, fmt.Sprintf("INSERT INTO %s.%s (version_id, is_applied) VALUES ($1, true)", s.schema, versions), tc.version)
+			from, to, err := s.Migrate(t.Context())
+			if from != tc.version || to != tc.version || !strings.Contains(fmt.Sprint(err), tc.want) {
+				t.Errorf("Migrate at version %d: from %d to %d, %v, want %s", tc.version, from, to, err, tc.want)
+			}
+		}
 		newest := 0
 		files, err := migrations.ReadDir("migrations")
 		for _, f := range files {
@@ -150,16 +181,16 @@ func TestMigrate(t *testing.T) {
 		exec(t, admin, "CREATE USER serving")
 		url := strings.Replace(server.URL(), testenv.PostgresUser, "serving", 1)
 		fresh := open(t, Options{URL: inSchema(url)})
-		if err := fresh.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "user serving must have the right to create schema "+fresh.schema) {
+		if _, _, err := fresh.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "user serving must have the right to create schema "+fresh.schema) {
 			t.Errorf("Migrate: %v", err)
 		}
 		exec(t, admin, "CREATE SCHEMA "+fresh.schema)
 		exec(t, admin, "GRANT USAGE ON SCHEMA "+fresh.schema+" TO serving")
-		if err := fresh.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "user serving must have the right to create in schema "+fresh.schema) {
+		if _, _, err := fresh.Migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "user serving must have the right to create in schema "+fresh.schema) {
 			t.Errorf("Migrate: %v", err)
 		}
 		exec(t, admin, "GRANT CREATE ON SCHEMA "+fresh.schema+" TO serving")
-		if err := fresh.Migrate(t.Context()); err != nil {
+		if _, _, err := fresh.Migrate(t.Context()); err != nil {
 			t.Errorf("Migrate: %v", err)
 		}
 		wantPing(t, fresh, "")

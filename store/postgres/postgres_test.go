@@ -75,9 +75,7 @@ func openAll(t testing.TB, opts Options, nodes int) []*Store {
 	for i := range all {
 		all[i] = open(t, opts)
 	}
-	if err := all[0].Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	migrate(t, all[0])
 	return all
 }
 

@@ -177,7 +177,7 @@ func TestTLSRenewed(t *testing.T) {
 				t.Errorf("%d new connections, %d resets of the feed", n-connected, server.feed.resets.Load()-resets)
 			}
 			server.reconnect()
-			must(t, server.node.Migrate(t.Context()))
+			migrate(t, server.node)
 			server.log.wait(t, "TLS files", 0)
 		})
 	}
