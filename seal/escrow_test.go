@@ -15,7 +15,7 @@ var token = []byte("a refresh token that somebody has to revoke")
 
 func sealEscrow(t testing.TB, r *Ring, place Place, plaintext, escrowed []byte) []byte {
 	t.Helper()
-	sealed, err := r.SealRecordEscrow(place, secret, plaintext, escrowed)
+	sealed, err := r.SealRecord(place, secret, plaintext, escrowed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +33,7 @@ func TestEscrowRoundTrip(t *testing.T) {
 		ring := NewRing()
 		plain := rapid.SliceOfN(rapid.Byte(), 0, 2048).Draw(t, "plaintext")
 		escrowed := rapid.SliceOfN(rapid.Byte(), 1, 2048).Draw(t, "escrowed")
-		sealed, err := ring.SealRecordEscrow(here, secret, plain, escrowed)
+		sealed, err := ring.SealRecord(here, secret, plain, escrowed)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -53,9 +53,8 @@ func TestEscrowRoundTrip(t *testing.T) {
 func TestWithoutEscrow(t *testing.T) {
 	ring := NewRing()
 	for name, sealed := range map[string][]byte{
-		"SealRecord":                     sealRecord(t, ring, here, secret, text),
-		"SealRecordEscrow with nothing":  sealEscrow(t, ring, here, text, nil),
-		"SealRecordEscrow with no bytes": sealEscrow(t, ring, here, text, []byte{}),
+		"nothing":  sealRecord(t, ring, here, secret, text),
+		"no bytes": sealEscrow(t, ring, here, text, []byte{}),
 	} {
 		if sealed[0] != formatPlain {
 			t.Errorf("%s: format %d", name, sealed[0])
@@ -64,7 +63,7 @@ func TestWithoutEscrow(t *testing.T) {
 			t.Errorf("%s: OpenRecord = %q, %v", name, got, err)
 		}
 		got, err := ring.OpenEscrow(here, sealed)
-		wantErr(t, got, err, ErrNoEscrow)
+		wantErr(t, got, err, errNoEscrow)
 	}
 }
 
@@ -172,7 +171,7 @@ func TestMovedEscrow(t *testing.T) {
 				return // it opens, and the record does not
 			}
 			got, err = ring.OpenEscrow(here, record)
-			wantErr(t, got, err, ErrBroken, ErrNoEscrow)
+			wantErr(t, got, err, ErrBroken, errNoEscrow)
 		})
 	}
 	// Nor does it pass for a value.
@@ -254,7 +253,7 @@ func FuzzOpenEscrow(f *testing.F) {
 		switch {
 		case err == nil && string(got) != "what is in escrow":
 			t.Errorf("an escrow that nobody sealed: %q", got)
-		case err != nil && (got != nil || !errors.Is(err, ErrBroken) && !errors.Is(err, ErrUnknownKey) && !errors.Is(err, ErrNoEscrow)):
+		case err != nil && (got != nil || !errors.Is(err, ErrBroken) && !errors.Is(err, ErrUnknownKey) && !errors.Is(err, errNoEscrow)):
 			t.Errorf("OpenEscrow = %q, %v", got, err)
 		}
 		if id, ok := KeyID(data); ok && len(id) != 2*kidSize || !ok && id != "" {

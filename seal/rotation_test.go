@@ -187,7 +187,7 @@ func TestReplaceIsSeenByAll(t *testing.T) {
 					return
 				default:
 				}
-				sealed, err := node.SealRecord(here, secret, text)
+				sealed, err := node.SealRecord(here, secret, text, nil)
 				if err != nil {
 					t.Error(err)
 				}

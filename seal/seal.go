@@ -5,8 +5,8 @@
 //
 // Two forms exist. A record ([Ring.SealRecord]) is opened by a ticket's secret
 // together with a key of the ring: neither the store nor the cookie nor the ring
-// alone suffices. One part of it may be sealed to the ring alone besides
-// ([Ring.SealRecordEscrow]). A value ([Ring.SealValue]) is opened by the ring alone.
+// alone suffices. One part of it may be sealed to the ring alone besides, in escrow
+// ([Ring.OpenEscrow]). A value ([Ring.SealValue]) is opened by the ring alone.
 //
 // Both are AES-256-GCM under keys from HKDF-SHA256 (RFC 5869), with a key
 // commitment, since GCM alone lets a crafted ciphertext open under two keys.
@@ -37,9 +37,9 @@ var (
 	// ErrBroken: the value is not one of ours, was changed, or belongs to another
 	// place. The causes are not told apart.
 	ErrBroken = errors.New("seal: does not open")
-	// ErrNoEscrow: nothing in the record is sealed to the ring alone.
-	ErrNoEscrow = errors.New("seal: record without escrow")
 )
+
+var errNoEscrow = errors.New("seal: record without escrow")
 
 // A Place says where a sealed value belongs. It is not stored but authenticated:
 // whoever opens a value must know where it was meant to be.
@@ -112,31 +112,20 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 // SealRecord seals plaintext for the store: the body under a random data key, the
 // data key under a key made of the ticket's secret and the key of the ring that seals now.
 // The secret must be random and belong to this record alone.
-func (r *Ring) SealRecord(place Place, secret, plaintext []byte) ([]byte, error) {
-	return r.current().sealRecord(place, secret, plaintext, nil)
-}
-
-// SealRecordEscrow is SealRecord, and seals escrowed besides so that OpenEscrow opens it
-// without the secret. With nothing in escrow it is SealRecord. Nodes of a version that
-// does not know of escrow do not open such a record.
-func (r *Ring) SealRecordEscrow(place Place, secret, plaintext, escrowed []byte) ([]byte, error) {
-	current := r.current()
-	if len(escrowed) == 0 {
-		return current.sealRecord(place, secret, plaintext, nil)
-	}
-	sealed, err := current.sealValue(place, formatEscrow, "escrow", escrowed)
-	if err != nil {
-		return nil, err
-	}
-	section := binary.BigEndian.AppendUint32(make([]byte, 0, escrowHead+len(sealed)), uint32(len(sealed)))
-	return current.sealRecord(place, secret, plaintext, append(section, sealed...))
-}
-
-// sealRecord seals a record with a section of what is in escrow, nil for none.
-func (k *key) sealRecord(place Place, secret, plaintext, section []byte) ([]byte, error) {
-	format := byte(formatPlain)
-	if section != nil {
+//
+// Unless it is empty, escrowed is sealed besides so that OpenEscrow opens it without the
+// secret. Nodes of a version that does not know of escrow do not open such a record.
+func (r *Ring) SealRecord(place Place, secret, plaintext, escrowed []byte) ([]byte, error) {
+	k, format := r.current(), byte(formatPlain)
+	var section []byte // of what is in escrow
+	if len(escrowed) > 0 {
+		sealed, err := k.sealValue(place, formatEscrow, "escrow", escrowed)
+		if err != nil {
+			return nil, err
+		}
 		format = formatEscrow
+		section = binary.BigEndian.AppendUint32(make([]byte, 0, escrowHead+len(sealed)), uint32(len(sealed)))
+		section = append(section, sealed...)
 	}
 	info := place.tuple(format, "wrap", k.kid)
 	kek, commit, err := derive(secret, k.secret[:], info)
@@ -165,8 +154,8 @@ func bodyInfo(place Place, format byte, section []byte) []byte {
 	return append(place.tuple(format, "body", kid{}), section...)
 }
 
-// OpenRecord opens what SealRecord or SealRecordEscrow made at the same place with the same
-// secret. It returns ErrUnknownKey, ErrRetired or ErrBroken.
+// OpenRecord opens what SealRecord made at the same place with the same secret. It returns
+// ErrUnknownKey, ErrRetired or ErrBroken.
 func (r *Ring) OpenRecord(place Place, secret, sealed []byte) ([]byte, error) {
 	rec, err := parseRecord(sealed)
 	if err != nil {
@@ -187,16 +176,16 @@ func (r *Ring) OpenRecord(place Place, secret, sealed []byte) ([]byte, error) {
 	return openRandom(aead, rec.body, bodyInfo(place, rec.format, rec.section))
 }
 
-// OpenEscrow opens what SealRecordEscrow put in escrow at the same place. It returns
-// ErrNoEscrow, ErrUnknownKey, ErrRetired or ErrBroken. Only OpenRecord can tell whether
-// the body beside it was changed.
+// OpenEscrow opens what SealRecord put in escrow at the same place. It returns ErrUnknownKey,
+// ErrRetired, ErrBroken, or another error where nothing is in escrow. Only OpenRecord can
+// tell whether the body beside it was changed.
 func (r *Ring) OpenEscrow(place Place, sealed []byte) ([]byte, error) {
 	rec, err := parseRecord(sealed)
 	if err != nil {
 		return nil, err
 	}
 	if rec.format != formatEscrow {
-		return nil, ErrNoEscrow
+		return nil, errNoEscrow
 	}
 	return r.openValue(place, formatEscrow, "escrow", rec.section[escrowHead:])
 }
@@ -317,9 +306,6 @@ func (k *key) sealValue(place Place, format byte, part string, plaintext []byte)
 	// The key serves this one message, so the nonce may be constant.
 	return aead.Seal(out, make([]byte, nonceSize), plaintext, info), nil
 }
-
-// ValueSize returns the length of the text that SealValue makes of n bytes.
-func ValueSize(n int) int { return base64.RawURLEncoding.EncodedLen(valueHead + tagSize + n) }
 
 // OpenValue opens what SealValue made at the same place. It returns ErrUnknownKey,
 // ErrRetired or ErrBroken.

@@ -89,7 +89,7 @@ func TestChangesAreHeard(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		sealed, err := r.Ring.SealRecord(r.place(tk.handle), tk.secret[:], plain)
+		sealed, err := r.Ring.SealRecord(r.place(tk.handle), tk.secret[:], plain, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -302,7 +302,7 @@ func (r *rig) put(value string, plain []byte) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	sealed, err := r.Ring.SealRecord(r.place(t.handle), t.secret[:], plain)
+	sealed, err := r.Ring.SealRecord(r.place(t.handle), t.secret[:], plain, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -337,10 +337,11 @@ func (m *Manager) seal(t ticket, s *coatcheck.Session) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if token := s.Tokens.Refresh; m.Escrow && token != "" {
-		return m.Ring.SealRecordEscrow(m.place(t.handle), t.secret[:], plain, []byte(token.Reveal()))
+	var escrowed []byte
+	if m.Escrow {
+		escrowed = []byte(s.Tokens.Refresh.Reveal())
 	}
-	return m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain)
+	return m.Ring.SealRecord(m.place(t.handle), t.secret[:], plain, escrowed)
 }
 
 // touch moves the idle end of a session that is in use, at most once in m.slack, and

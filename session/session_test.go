@@ -388,7 +388,7 @@ func TestMoved(t *testing.T) {
 		}
 		place := r.place(ticket.handle)
 		place.Purpose = "login"
-		sealed, err := r.Ring.SealRecord(place, ticket.secret[:], plain)
+		sealed, err := r.Ring.SealRecord(place, ticket.secret[:], plain, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
