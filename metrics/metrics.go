@@ -311,6 +311,29 @@ func (list upstreams) Collect(values chan<- prometheus.Metric) {
 	}
 }
 
+// Providers adds which sign-in providers are known, by their configured names; list tells of
+// them at any time, and they may change. It is called once.
+func (m *Metrics) Providers(list func() map[string]bool) { m.registry.MustRegister(providers(list)) }
+
+type providers func() map[string]bool
+
+var providerReady = prometheus.NewDesc("coatcheck_provider_ready",
+	"1 once discovery of a sign-in provider has succeeded, until then 0.", []string{"provider"}, nil)
+
+// Describe implements prometheus.Collector.
+func (providers) Describe(descs chan<- *prometheus.Desc) { descs <- providerReady }
+
+// Collect implements prometheus.Collector.
+func (list providers) Collect(values chan<- prometheus.Metric) {
+	for name, ready := range list() {
+		value := 0.0
+		if ready {
+			value = 1
+		}
+		values <- prometheus.MustNewConstMetric(providerReady, prometheus.GaugeValue, value, name)
+	}
+}
+
 // Breaker adds the state of the breakers in front of the store, of calls that read and of
 // those that write: 0 closed, 1 half-open, 2 open. It is called once.
 func (m *Metrics) Breaker(reads, writes func() int) {

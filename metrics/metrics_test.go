@@ -114,6 +114,15 @@ func TestUpstreams(t *testing.T) {
 	})
 }
 
+func TestProviders(t *testing.T) {
+	m := newTest()
+	m.Providers(func() map[string]bool { return map[string]bool{"corp": true, "other": false} })
+	wantLines(t, m, map[string]bool{
+		"coatcheck_provider_ready{provider=\"corp\"} 1\n":  true,
+		"coatcheck_provider_ready{provider=\"other\"} 0\n": true,
+	})
+}
+
 func TestCacheAndBreaker(t *testing.T) {
 	m := newTest()
 	stats := CacheStats{Hits: 1, Misses: 2, Stale: 3, Bytes: 4}

@@ -44,7 +44,7 @@ func (e *ExpiredError) Error() string { return fmt.Sprintf("the sign-in took ove
 //     could not be reached, or said what must not be believed.
 func (p *RelyingParty) Callback(ctx context.Context, h http.Header, r *http.Request) (*Login, error) {
 	const op = "oidc.callback"
-	current, err := p.provider(op)
+	current, err := p.awaited(ctx, op)
 	if err != nil {
 		return nil, err
 	}

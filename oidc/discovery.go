@@ -17,11 +17,13 @@ import (
 
 // How often the metadata is read: until it was read once, and from then on.
 const (
-	minRetry     = 500 * time.Millisecond
-	maxRetry     = 30 * time.Second
-	rediscovery  = time.Hour
-	wellKnownURL = "/.well-known/openid-configuration"
+	minRetry    = 500 * time.Millisecond
+	maxRetry    = 30 * time.Second
+	rediscovery = time.Hour
 )
+
+// wellKnownPath follows the issuer (OpenID Connect Discovery 1.0 §4).
+const wellKnownPath = "/.well-known/openid-configuration"
 
 // metadata is what we use of the provider's metadata (OpenID Connect Discovery 1.0
 // §3, OpenID Connect RP-Initiated Logout 1.0 §2.1, RFC 8414 §2, RFC 9207 §3).
@@ -108,7 +110,7 @@ func (p *RelyingParty) Discover(ctx context.Context) error {
 }
 
 func (p *RelyingParty) readMetadata(ctx context.Context) (*metadata, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.Issuer, "/")+wellKnownURL, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(p.Issuer, "/")+wellKnownPath, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -59,7 +60,7 @@ func TestMetadataRefused(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p, _ := newParty(t, issuer, nil)
 			p.client.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
-				if r.URL.String() != issuer+wellKnownURL {
+				if r.URL.String() != issuer+wellKnownPath {
 					t.Errorf("asked %s", r.URL)
 				}
 				w := httptest.NewRecorder()
@@ -78,6 +79,64 @@ func TestMetadataRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Somebody who comes to sign in does not wait for Run's next attempt, be it half a minute
+// away. Those who come together share an attempt, and nobody waits for long.
+func TestDiscoveredWhenAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const issuer = "https://idp.test"
+		p, _ := newParty(t, issuer, nil)
+		var asked int
+		var answer func(*http.Request) (*http.Response, error)
+		p.client.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+			asked++
+			time.Sleep(10 * time.Millisecond)
+			return answer(r)
+		})
+		// start is that of many at once, and says how long it took.
+		start := func(want coatcheck.Code) time.Duration {
+			t.Helper()
+			began := time.Now()
+			var all sync.WaitGroup
+			for range 10 {
+				all.Go(func() {
+					_, err := p.Start(http.Header{}, httptest.NewRequest("GET", "/", nil), "/")
+					if (err == nil) != (want == "") || err != nil && coatcheck.CodeOf(err) != want {
+						t.Errorf("%v, want %q", err, want)
+					}
+				})
+			}
+			all.Wait()
+			return time.Since(began)
+		}
+		answer = func(*http.Request) (*http.Response, error) { return nil, errors.New("refused") }
+		if start(coatcheck.CodeNotReady); asked != 1 {
+			t.Errorf("%d attempts for those who came together, want one", asked)
+		}
+		if start(coatcheck.CodeNotReady); asked != 1 {
+			t.Error("it is tried again at once")
+		}
+		time.Sleep(minRetry)
+		answer = func(r *http.Request) (*http.Response, error) { <-r.Context().Done(); return nil, r.Context().Err() }
+		if took := start(coatcheck.CodeNotReady); took > lookLimit+time.Second || asked != 2 {
+			t.Errorf("%v, %d attempts: a provider that hangs keeps people waiting", took, asked)
+		}
+		time.Sleep(minRetry)
+		answer = func(*http.Request) (*http.Response, error) {
+			w := httptest.NewRecorder()
+			writeJSON(w, map[string]any{
+				"issuer": issuer, "authorization_endpoint": issuer + "/a", "token_endpoint": issuer + "/t", "jwks_uri": issuer + "/k",
+			})
+			return w.Result(), nil
+		}
+		if start(""); asked != 3 {
+			t.Errorf("%d attempts", asked)
+		}
+		if start(""); asked != 3 {
+			t.Error("what is known is asked again")
+		}
+	})
 }
 
 // Another configuration goes on with what is known of the same issuer, if it can.
@@ -156,7 +215,7 @@ func TestMetadataUnreadable(t *testing.T) {
 	evil := newHostile(t)
 	for name, serve := range map[string]http.HandlerFunc{
 		"not found": http.NotFound,
-		"redirect":  http.RedirectHandler(evil.URL+wellKnownURL, http.StatusFound).ServeHTTP,
+		"redirect":  http.RedirectHandler(evil.URL+wellKnownPath, http.StatusFound).ServeHTTP,
 		"no JSON":   func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) },
 		"too large": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, maxBody+1)) },
 	} {

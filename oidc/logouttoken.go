@@ -39,7 +39,7 @@ type Logout struct {
 // provider should send it again.
 func (p *RelyingParty) LogoutToken(ctx context.Context, raw string) (*Logout, error) {
 	const op = "oidc.logout_token"
-	current, err := p.provider(op)
+	current, err := p.awaited(ctx, op)
 	if err != nil {
 		return nil, err
 	}

@@ -251,14 +251,16 @@ func TestLogoutTokenLater(t *testing.T) {
 	var away atomic.Bool
 	honest := p.client.Transport
 	silent := rewrite(honest, "/jwks", "no keys")
-	p.client.Transport = roundTripFunc(func(r *http.Request) (*http.Response, error) {
+	keysOnly := roundTripFunc(func(r *http.Request) (*http.Response, error) {
 		if away.Load() {
 			return silent.RoundTrip(r)
 		}
 		return honest.RoundTrip(r)
 	})
+	p.client.Transport = rewrite(honest, wellKnownPath, "no metadata")
 	_, err := p.LogoutToken(t.Context(), token)
 	wantCode(t, err, coatcheck.CodeNotReady)
+	p.client.Transport = keysOnly
 	if err := p.Discover(t.Context()); err != nil {
 		t.Fatal(err)
 	}

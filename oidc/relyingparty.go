@@ -77,6 +77,9 @@ type RelyingParty struct {
 	mu      sync.RWMutex
 	current *provider // nil until discovery has succeeded once
 	cause   error     // why it is nil
+
+	looking chan struct{} // holds one while somebody who waits has discovery tried again
+	looked  time.Time     // when that was over last
 }
 
 // A provider is what discovery has found.
@@ -97,6 +100,7 @@ func New(config Config) *RelyingParty {
 		once:        newOnceClient(),
 		signInsName: config.Jar.Name("signins"),
 		cause:       errors.New("oidc: the provider was not asked yet"),
+		looking:     make(chan struct{}, 1),
 	}
 }
 
@@ -141,12 +145,38 @@ func (p *RelyingParty) provider(op string) (*provider, error) {
 	return p.current, nil
 }
 
+// lookLimit bounds how long a request waits for discovery.
+const lookLimit = 2 * time.Second
+
+// awaited is provider for a request that somebody waits for: before discovery has succeeded,
+// it is tried anew, which Run may do much later. All who wait share an attempt, and there is
+// one in minRetry at most.
+func (p *RelyingParty) awaited(ctx context.Context, op string) (*provider, error) {
+	if current, err := p.provider(op); err == nil {
+		return current, nil
+	}
+	select {
+	case p.looking <- struct{}{}:
+		defer func() { <-p.looking }()
+	case <-ctx.Done():
+		return p.provider(op)
+	}
+	if p.Ready() != nil && time.Since(p.looked) >= minRetry {
+		// Detached: who hangs up must not fail it for the others.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookLimit)
+		defer cancel()
+		_ = p.Discover(ctx) // provider tells why
+		p.looked = time.Now()
+	}
+	return p.provider(op)
+}
+
 // Start begins a sign-in: it adds the pre-login cookie to h and returns the
 // provider's URL to send the browser to. It returns CodeNotReady before discovery has
 // succeeded and CodeBadReturnURL if returnTo does not pass Returns.
 func (p *RelyingParty) Start(h http.Header, r *http.Request, returnTo string) (location string, err error) {
 	const op = "oidc.start"
-	current, err := p.provider(op)
+	current, err := p.awaited(r.Context(), op)
 	if err != nil {
 		return "", err
 	}

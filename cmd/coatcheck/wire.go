@@ -74,6 +74,10 @@ func newNode(ctx context.Context, file string, cfg *config.Config, out output) (
 	n.counts.Keys(n.keys.trouble.failed.Load)
 	n.counts.SealingKey(n.ring.Current)
 	n.counts.Upstreams(n.apps.list)
+	n.counts.Providers(func() map[string]bool {
+		signIn := n.current.Load().signIn
+		return map[string]bool{signIn.Name: signIn.Ready() == nil}
+	})
 	n.counts.Cache(func() metrics.CacheStats { return metrics.CacheStats(first.sessions.CacheStats()) })
 	n.counts.Breaker(
 		func() int { reads, _ := guarded.States(); return int(reads) },
