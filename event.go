@@ -74,7 +74,7 @@ type Event struct {
 	ID      string    `json:"id"`
 	Type    EventType `json:"type"`
 	Time    time.Time `json:"time"`
-	Node    string    `json:"node"` // which told it first
+	Node    string    `json:"node"` // which told it first; "operator@" and a node's name: a command, run there
 	Tenant  string    `json:"tenant"`
 	Issuer  string    `json:"issuer"`
 	Subject string    `json:"subject"`

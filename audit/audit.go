@@ -127,8 +127,12 @@ func (l *Log) hear(ctx context.Context, data []byte) {
 	if !l.told.first(e.ID, now) {
 		return
 	}
-	if l.logged.first(e.ID, now) { // by another node
-		l.line(ctx, slog.LevelDebug, e)
+	if l.logged.first(e.ID, now) { // from elsewhere
+		level := slog.LevelDebug // the node that told it has it in its log
+		if e.Reason == coatcheck.ReasonRevoked {
+			level = slog.LevelInfo // an operator's command told it, and has none
+		}
+		l.line(ctx, level, e)
 	}
 	for _, s := range l.subscribers.all() {
 		l.tell(ctx, s, e)

@@ -37,9 +37,9 @@ var systemMarks = []mark{
 	{"Linux", "Linux"},
 }
 
-// device says in people's words what a User-Agent stands for. It is a hint and no more:
+// Device says in people's words what a User-Agent stands for. It is a hint and no more:
 // everybody can send any.
-func device(userAgent string) string {
+func Device(userAgent string) string {
 	browser, system := find(browserMarks, userAgent), find(systemMarks, userAgent)
 	switch {
 	case browser != "" && system != "":

@@ -103,7 +103,7 @@ func (p *Proxy) listSessions(x *exchange, status int, notice string) error {
 		if i < maxShown {
 			list.Sessions = append(list.Sessions, shownSession{
 				Session: e.Ref, Current: e.Ref == x.live.Ref,
-				Device: device(e.Origin.UserAgent), UserAgent: e.Origin.UserAgent, App: e.Origin.App, IP: e.Origin.IP,
+				Device: Device(e.Origin.UserAgent), UserAgent: e.Origin.UserAgent, App: e.Origin.App, IP: e.Origin.IP,
 				Started: e.Started.UTC(), Seen: e.Seen.UTC(), Expires: e.Expires.UTC(),
 			})
 		}

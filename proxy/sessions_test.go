@@ -322,7 +322,7 @@ func TestDevice(t *testing.T) {
 		"a program\x9b of ours":         "a program\ufffd of ours",
 		strings.Repeat("é", 200):        strings.Repeat("é", 59) + "…",
 	} {
-		if got := device(agent); got != want {
+		if got := Device(agent); got != want {
 			t.Errorf("%q is %q, want %q", agent, got, want)
 		}
 	}

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 
-	"github.com/coatcheck/coatcheck/audit"
-	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/session"
 )
 
@@ -22,42 +19,29 @@ var errDifferences = errors.New("the list of sessions and the store differ; --re
 // Run compares the list of sessions with what the store keeps. Nodes may run meanwhile,
 // except with SQLite, where one process has the file.
 func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
-	cfg, err := load(c.Config)
+	o, err := operate(ctx, c.Config)
 	if err != nil {
 		return err
 	}
-	ring, err := readRing(cfg.Keys)
-	if err != nil {
-		return err
-	}
-	logger := slog.New(slog.NewTextHandler(con.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	kept, err := openStore(ctx, cfg.Store, logger)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	if err := kept.Ping(ctx); err != nil {
-		return err
-	}
-	clock := cluster.NewClock(kept, logger)
-	if err := clock.Measure(ctx); err != nil {
-		return err
-	}
-	events := audit.New(audit.Options{Journal: kept, Logger: logger, Node: cfg.Node})
-	sessions := newSessions(cfg, kept, session.Options{Events: events, Ring: ring, Jar: newJar(cfg), Now: clock.Now, Logger: logger})
+	defer func() { err = errors.Join(err, o.Close()) }()
+	sessions := o.sessions(o.cfg.Node, nil)
 
 	pause := session.AuditPause
 	if c.Repair {
 		pause = session.RepairPause
 	}
-	found, err := sessions.Audit(ctx, kept, pause)
+	found, err := sessions.Audit(ctx, o.store, pause)
 	if err != nil {
 		return err
 	}
-	if n := found.Unlisted(); c.Repair && 2*n > found.Records {
-		return fmt.Errorf("%d of %d sessions are not listed, so nothing is repaired: to end them all would be an accident.\n"+
+	var accident error
+	if n := found.Unlisted(); 2*n > found.Records {
+		accident = fmt.Errorf("%d of %d sessions are not listed, and --repair ends nothing then: to end them all would be an accident.\n"+
 			"Is this the key ring that the nodes use? Sessions are found under names made with its index_key.\n"+
 			"If the store has lost the list: sessions in use list themselves again within 30 seconds", n, found.Records)
+		if c.Repair {
+			return accident
+		}
 	}
 	for _, f := range found.Findings {
 		done := ""
@@ -65,12 +49,17 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 			if err := sessions.Repair(ctx, f); err != nil {
 				return err
 			}
-			done = map[bool]string{true: "; taken off the list", false: "; ended"}[f.Entry != nil]
+			if done = "; ended"; f.Entry != nil {
+				done = "; taken off the list"
+			}
 		}
 		fmt.Fprintln(con.out, describe(f)+done)
 	}
 	fmt.Fprintf(con.out, "sessions listed: %d, kept: %d, differences: %d\n", found.Listed, found.Records, len(found.Findings))
-	if len(found.Findings) > 0 && !c.Repair {
+	switch {
+	case accident != nil:
+		return accident
+	case len(found.Findings) > 0 && !c.Repair:
 		return errDifferences
 	}
 	return nil

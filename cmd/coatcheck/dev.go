@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +22,8 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/devprovider"
 	"github.com/coatcheck/coatcheck/internal/sampleapp"
+	"github.com/coatcheck/coatcheck/store"
+	"github.com/coatcheck/coatcheck/store/sqlite"
 )
 
 type devCmd struct {
@@ -36,6 +39,11 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	// It ends with the terminal that it was begun in.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP)
 	defer stop()
+	defer func() {
+		if ctx.Err() != nil && errors.Is(err, context.Canceled) { // told to stop while it began
+			err = nil
+		}
+	}()
 	if err := loopbackOnly(c.Listen); err != nil {
 		return err
 	}
@@ -58,6 +66,17 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	level := new(slog.LevelVar)
 	logger := slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: level}))
 
+	// The folder is this node's from here on, and nothing in it is written before that.
+	kept, err := sqlite.Open(ctx, sqlite.Options{File: filepath.Join(dir, "coatcheck.db"), Logger: logger})
+	switch {
+	case errors.Is(err, sqlite.ErrInUse):
+		owner, _, _ := strings.Cut(err.Error(), ": "+sqlite.ErrInUse.Error())
+		return fmt.Errorf("%s: choose another --data", owner)
+	case err != nil:
+		return err
+	}
+	defer kept.Close() // again, if all goes well
+
 	var servers sync.WaitGroup
 	defer servers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -66,8 +85,11 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	// The proxy's address is needed first: the provider must know where it may send
 	// browsers back to.
 	front, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		return fmt.Errorf("%w\nIs another one running? Choose another address: coatcheck dev --listen 127.0.0.1:4280", err)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("--listen: %w\nIs another one running? Choose another address: coatcheck dev --listen 127.0.0.1:4280", err)
+	case err != nil:
+		return fmt.Errorf("--listen: %w", err)
 	}
 	defer front.Close() // again, if all goes well
 	listen := front.Addr().String()
@@ -112,7 +134,8 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	n, err := newNode(ctx, file, cfg, output{logger, level, log})
+	opened := driver{dial: func(context.Context) (store.Backend, error) { return kept, nil }}
+	n, err := wireNode(ctx, file, cfg, opened, output{logger, level, log})
 	if err != nil {
 		return err
 	}
@@ -121,9 +144,12 @@ func (c devCmd) Run(ctx context.Context, con console) (err error) {
 }
 
 func loopbackOnly(address string) error {
-	host, _, err := net.SplitHostPort(address)
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return fmt.Errorf("--listen: %w", err)
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("--listen %s: the port must be a number from 0 to 65535", address)
 	}
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
 		return fmt.Errorf("--listen %s: dev serves this machine only, as its passwords are public: use 127.0.0.1:PORT", address)
@@ -142,7 +168,9 @@ func writeDevConfig(dir string, d devConfig) (string, error) {
 	if err := os.WriteFile(filepath.Join(dir, "client-secret"), []byte(d.secret.Reveal()), 0o600); err != nil {
 		return "", err
 	}
-	yaml := strings.NewReplacer("LISTEN", d.listen, "PUBLIC", d.public, "ISSUER", d.issuer, "APP", d.app).Replace(`# Written by coatcheck dev at every start.
+	yaml := strings.NewReplacer(
+		"LISTEN", strconv.Quote(d.listen), "PUBLIC", strconv.Quote(d.public), "ISSUER", strconv.Quote(d.issuer), "APP", strconv.Quote(d.app),
+	).Replace(`# Written by coatcheck dev at every start.
 listen: LISTEN
 public_url: PUBLIC
 insecure_http: true
@@ -202,11 +230,11 @@ type devProviderCmd struct {
 func (c devProviderCmd) Run(ctx context.Context, con console) error {
 	secret, err := os.ReadFile(c.ClientSecretFile)
 	if err != nil {
-		return err
+		return fmt.Errorf("--client-secret-file: %w", err)
 	}
 	l, err := devprovider.Listen(c.Listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("--listen: %w", err)
 	}
 	issuer := c.Issuer
 	if issuer == "" {
@@ -239,7 +267,7 @@ type devAppCmd struct {
 func (c devAppCmd) Run(ctx context.Context, con console) error {
 	l, err := net.Listen("tcp", c.Listen)
 	if err != nil {
-		return err
+		return fmt.Errorf("--listen: %w", err)
 	}
 	fmt.Fprintf(con.out, "sample app %s listening on %s\n", c.Name, l.Addr())
 	serveUntil(ctx, l, sampleapp.New(sampleapp.Options{Name: c.Name}))

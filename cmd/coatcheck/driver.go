@@ -16,7 +16,8 @@ import (
 
 // A driver is the store that a configuration has chosen, before anything looks for it.
 type driver struct {
-	open    func(context.Context) (store.Backend, error)
+	setting string // says where the store is
+	dial    func(context.Context) (store.Backend, error)
 	timeout time.Duration // how long a call may take; zero where the driver does not bound it
 	// migrate brings tables to what this version needs and says what it did.
 	migrate func(context.Context) (did string, err error)
@@ -27,14 +28,16 @@ func newDriver(cfg config.Store, logger *slog.Logger) (driver, error) {
 	switch cfg.Driver {
 	case config.DriverSQLite:
 		return driver{
-			open: func(ctx context.Context) (store.Backend, error) {
+			setting: "store.sqlite.file",
+			dial: func(ctx context.Context) (store.Backend, error) {
 				return sqlite.Open(ctx, sqliteOptions(cfg.SQLite, logger))
 			},
 			migrate: nothing("SQLite needs no migration: a node sees to its tables when it starts."),
 		}, nil
 	case config.DriverRedis:
 		return driver{
-			open: func(ctx context.Context) (store.Backend, error) {
+			setting: redisSetting(cfg.Redis),
+			dial: func(ctx context.Context) (store.Backend, error) {
 				return redis.Open(ctx, redisOptions(cfg.Redis, logger))
 			},
 			timeout: cfg.Redis.Timeout,
@@ -42,7 +45,8 @@ func newDriver(cfg config.Store, logger *slog.Logger) (driver, error) {
 		}, nil
 	case config.DriverPostgres:
 		return driver{
-			open: func(ctx context.Context) (store.Backend, error) {
+			setting: "store.postgres.url",
+			dial: func(ctx context.Context) (store.Backend, error) {
 				return postgres.Open(ctx, postgresOptions(cfg.Postgres, logger))
 			},
 			timeout: cfg.Postgres.Timeout,
@@ -53,6 +57,15 @@ func newDriver(cfg config.Store, logger *slog.Logger) (driver, error) {
 	default:
 		return driver{}, fmt.Errorf("store: no driver is called %q", cfg.Driver)
 	}
+}
+
+// open opens the store. Its errors name the setting.
+func (d driver) open(ctx context.Context) (store.Backend, error) {
+	kept, err := d.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.setting, err)
+	}
+	return kept, nil
 }
 
 func openStore(ctx context.Context, cfg config.Store, logger *slog.Logger) (store.Backend, error) {
@@ -88,6 +101,17 @@ func migratePostgres(ctx context.Context, o postgres.Options) (did string, err e
 
 func sqliteOptions(cfg config.SQLite, logger *slog.Logger) sqlite.Options {
 	return sqlite.Options{File: cfg.File, Logger: logger}
+}
+
+func redisSetting(cfg config.Redis) string {
+	switch {
+	case len(cfg.Sentinel.Addresses) > 0:
+		return "store.redis.sentinel.addresses"
+	case len(cfg.Cluster.Addresses) > 0:
+		return "store.redis.cluster.addresses"
+	default:
+		return "store.redis.url"
+	}
 }
 
 func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {

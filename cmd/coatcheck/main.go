@@ -10,6 +10,10 @@
 //	coatcheck key rotate FILE          add a key to it, which seals from a later time on
 //	coatcheck key list FILE            say which keys it has
 //	coatcheck key retire KEY           take an old one out
+//	coatcheck session list --config FILE
+//	                                   say who is signed in
+//	coatcheck session end --config FILE
+//	                                   end somebody's sessions
 //	coatcheck store migrate --config FILE
 //	                                   make the tables of PostgreSQL, or bring them up to date
 //	coatcheck store audit --config FILE
@@ -29,6 +33,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -46,6 +51,7 @@ type commands struct {
 	Serve       serveCmd       `cmd:"" help:"Run a node."`
 	Check       checkCmd       `cmd:"" help:"Say what is wrong with a configuration, and what it means."`
 	Key         keyCmd         `cmd:"" help:"Look after the keys that nodes share."`
+	Session     sessionCmd     `cmd:"" help:"See who is signed in, and end somebody's sessions."`
 	Store       storeCmd       `cmd:"" help:"Look after the store."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 	DevProvider devProviderCmd `cmd:"" help:"Run the development provider alone, on loopback."`
@@ -70,9 +76,12 @@ func main() {
 
 // run executes one command and returns the exit status.
 func run(ctx context.Context, args []string, con console) int {
-	if len(args) == 0 { // somebody who looks what there is
+	switch {
+	case len(args) == 0: // somebody who looks what there is
 		run(ctx, []string{"--help"}, console{con.err, con.err})
 		return exitUsage
+	case args[0] == "help":
+		args = append(slices.Clone(args[1:]), "--help")
 	}
 	var exited *int
 	parser, err := kong.New(&commands{},
@@ -91,25 +100,71 @@ func run(ctx context.Context, args []string, con console) int {
 	if exited != nil {
 		return *exited
 	}
+	if err == nil {
+		err = onlyOnce(call)
+	}
 	if err != nil {
-		fmt.Fprintf(con.err, "coatcheck: %v\nTry: coatcheck %s\n", err, helpFor(err))
+		fmt.Fprintf(con.err, "coatcheck: %v\nTry: coatcheck %s\n", explainCall(err), helpFor(err))
 		return exitUsage
 	}
-	if err := call.Run(); err != nil && !errors.Is(err, context.Canceled) {
+	switch err := call.Run(); {
+	case err == nil:
+		return exitOK
+	case !errors.Is(err, errLogged):
 		fmt.Fprintf(con.err, "coatcheck: %v\n", err)
-		return exitFailed
 	}
-	return exitOK
+	return exitFailed
+}
+
+// onlyOnce refuses a flag that is given twice and has one value: kong would go by the last.
+func onlyOnce(call *kong.Context) error {
+	seen := map[*kong.Flag]bool{}
+	for _, p := range call.Path {
+		if p.Flag == nil || p.Flag.IsCumulative() || p.Flag.IsBool() {
+			continue
+		}
+		if seen[p.Flag] {
+			return &usageError{fmt.Errorf("--%s is given more than once", p.Flag.Name), call}
+		}
+		seen[p.Flag] = true
+	}
+	return nil
+}
+
+// A usageError is one of a call that kong understood.
+type usageError struct {
+	error
+	call *kong.Context
+}
+
+// explainCall adds what somebody meant who names the configuration without its flag.
+func explainCall(err error) error {
+	var wrong *kong.ParseError
+	if !errors.As(err, &wrong) || wrong.Context.Selected() == nil {
+		return err
+	}
+	file, unexpected := strings.CutPrefix(err.Error(), "unexpected argument ")
+	for _, flag := range wrong.Context.Selected().Flags {
+		if unexpected && flag.Name == "config" && !flag.Set {
+			return fmt.Errorf("%w: if it is the configuration, say --config %s", err, file)
+		}
+	}
+	return err
 }
 
 // helpFor is the call that explains the command which was called wrongly.
 func helpFor(err error) string {
-	var wrong *kong.ParseError
-	if errors.As(err, &wrong) && wrong.Context.Command() != "" {
-		command, _, _ := strings.Cut(wrong.Context.Command(), " <") // without its arguments
-		return command + " --help"
+	var call *kong.Context
+	if wrong := (*kong.ParseError)(nil); errors.As(err, &wrong) {
+		call = wrong.Context
+	} else if wrong := (*usageError)(nil); errors.As(err, &wrong) {
+		call = wrong.call
 	}
-	return "--help"
+	if call == nil || call.Command() == "" {
+		return "--help"
+	}
+	command, _, _ := strings.Cut(call.Command(), " <") // without its arguments
+	return command + " --help"
 }
 
 type versionCmd struct{}

@@ -16,7 +16,11 @@ type serveCmd struct {
 	Config string `required:"" short:"c" placeholder:"FILE" help:"The configuration."`
 }
 
-// Run serves until the context ends, then drains.
+// errLogged: the command has failed, and its log says why.
+var errLogged = errors.New("see the log")
+
+// Run serves until the context ends, then drains. Once the configuration is known, all that
+// there is to say stands in the log.
 func (c serveCmd) Run(ctx context.Context, con console) error {
 	defer catchHangups()()
 	cfg, err := loadWithKeys(c.Config)
@@ -34,11 +38,22 @@ func (c serveCmd) Run(ctx context.Context, con console) error {
 	for _, w := range cfg.Warnings() {
 		logger.Warn("configuration", "warning", w)
 	}
+	err = c.serve(ctx, cfg, output{logger, level, lines})
+	switch {
+	case err == nil, ctx.Err() != nil && errors.Is(err, context.Canceled): // told to stop while it began
+		return nil
+	default:
+		logger.Error("the node can't serve", "error", err)
+		return errLogged
+	}
+}
+
+func (c serveCmd) serve(ctx context.Context, cfg *config.Config, out output) error {
 	public, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return err // it names the address
+		return fmt.Errorf("listen: %w", err)
 	}
-	n, err := newNode(ctx, c.Config, cfg, output{logger, level, lines})
+	n, err := newNode(ctx, c.Config, cfg, out)
 	if err != nil {
 		return errors.Join(err, public.Close())
 	}

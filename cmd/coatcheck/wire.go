@@ -38,16 +38,21 @@ const tenant = "default"
 // What is wired here stays for as long as the node runs, and what build wires is replaced
 // with the configuration.
 func newNode(ctx context.Context, file string, cfg *config.Config, out output) (*node, error) {
+	driver, err := newDriver(cfg.Store, out.logger)
+	if err != nil {
+		return nil, err
+	}
+	return wireNode(ctx, file, cfg, driver, out)
+}
+
+// wireNode wires a node to a store, which it opens and closes.
+func wireNode(ctx context.Context, file string, cfg *config.Config, driver driver, out output) (*node, error) {
 	n := &node{file: file, output: out, apps: newApps(), streams: new(upstream.Streams), jar: newJar(cfg)}
 	var err error
 	if n.ring, err = openRing(cfg, n.logger); err != nil {
 		return nil, err
 	}
 	n.counts = metrics.New(version(), n.streams.Count)
-	driver, err := newDriver(cfg.Store, n.logger)
-	if err != nil {
-		return nil, err
-	}
 	kept, err := driver.open(ctx)
 	if err != nil {
 		return nil, err
@@ -95,7 +100,9 @@ func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
 	}
 	next := &runtime{cfg: cfg, apps: sites.apps}
 	returns := oidc.NewReturns(cfg.PublicURL, sites.hosts...)
-	party := n.relyingParty(cfg, returns)
+	party := relyingParty(cfg, oidc.Config{
+		Returns: returns, Ring: n.ring, Jar: n.jar, Once: n.store, Logger: n.logger, Now: n.clock.Now,
+	})
 	if before == nil {
 		next.signIn = oidc.New(party)
 		next.sessions = newSessions(cfg, n.store, session.Options{
@@ -135,28 +142,22 @@ func (n *node) build(cfg *config.Config, before *runtime) (*runtime, error) {
 	return next, nil
 }
 
-func (n *node) relyingParty(cfg *config.Config, returns *oidc.Returns) oidc.Config {
+// relyingParty adds to the parts in o what the configuration says.
+func relyingParty(cfg *config.Config, o oidc.Config) oidc.Config {
 	provider := cfg.Providers[0]
 	ours := cfg.PublicURL.String() + cfg.Endpoints.Prefix
-	return oidc.Config{
-		Tenant:          tenant,
-		Name:            provider.Name,
-		Issuer:          provider.Issuer,
-		ClientID:        provider.ClientID,
-		ClientSecret:    provider.ClientSecret,
-		Scopes:          provider.Scopes,
-		GroupsClaim:     provider.GroupsClaim,
-		UnverifiedEmail: provider.InsecureUnverifiedEmail,
-		IDTokenHint:     provider.InsecureIDTokenHint,
-		RedirectURL:     ours + "/callback",
-		PostLogoutURL:   ours + "/sign_out/done",
-		Returns:         returns,
-		Ring:            n.ring,
-		Jar:             n.jar,
-		Once:            n.store,
-		Logger:          n.logger,
-		Now:             n.clock.Now,
-	}
+	o.Tenant = tenant
+	o.Name = provider.Name
+	o.Issuer = provider.Issuer
+	o.ClientID = provider.ClientID
+	o.ClientSecret = provider.ClientSecret
+	o.Scopes = provider.Scopes
+	o.GroupsClaim = provider.GroupsClaim
+	o.UnverifiedEmail = provider.InsecureUnverifiedEmail
+	o.IDTokenHint = provider.InsecureIDTokenHint
+	o.RedirectURL = ours + "/callback"
+	o.PostLogoutURL = ours + "/sign_out/done"
+	return o
 }
 
 // newSessions returns the manager of the sessions in a store. o has the parts, and what the
