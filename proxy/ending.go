@@ -107,8 +107,8 @@ func (p *Proxy) ended(x *exchange, err error) error {
 	if x.live != nil {
 		return err // one that is not enough for the route
 	}
-	reason, ok := p.Sessions.Ended(x.r.Context(), x.r.Header)
-	if _, known := endings[reason]; !ok || !known {
+	reason := p.Sessions.Ended(x.r.Context(), x.r.Header)
+	if _, known := endings[reason]; !known {
 		return err
 	}
 	return coatcheck.E(coatcheck.CodeSessionEnded, "proxy.session", &session.EndedError{Reason: reason})

@@ -114,7 +114,7 @@ func (p *Proxy) frontChannelLogout(x *exchange) error {
 	if len(issuer) != 1 || len(sid) != 1 || sid[0] == "" || issuer[0] != p.SignIn.Issuer {
 		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("the query does not name one session of the provider's"))
 	}
-	ended, err := p.Sessions.EndAll(x.r.Context(), session.Query{Issuer: issuer[0], SID: sid[0]}, coatcheck.ReasonFrontChannel)
+	ended, err := p.Sessions.EndAll(x.r.Context(), session.Query{Issuer: issuer[0], SID: sid[0]}, "", coatcheck.ReasonFrontChannel)
 	if err != nil {
 		return err
 	}

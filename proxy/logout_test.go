@@ -120,7 +120,7 @@ func (r *rig) wantAlive(t *testing.T, want map[string]bool, sessions map[string]
 		if alive := r.alive(t, cookie); alive != want[name] {
 			t.Errorf("%s is alive: %t", name, alive)
 		}
-		if reason, _ := r.Sessions.Ended(t.Context(), cookie); !want[name] && reason == "" {
+		if reason := r.Sessions.Ended(t.Context(), cookie); !want[name] && reason == "" {
 			t.Errorf("%s can't say why it ended", name)
 		}
 	}
@@ -385,7 +385,7 @@ func TestFrontChannelLogout(t *testing.T) {
 		t.Errorf("%s, %v", csp, w.Header()["X-Frame-Options"])
 	}
 	r.wantAlive(t, map[string]bool{"bob": true}, map[string]http.Header{"alice": alice, "bob": bob})
-	if reason, _ := r.Sessions.Ended(t.Context(), alice); reason != coatcheck.ReasonFrontChannel {
+	if reason := r.Sessions.Ended(t.Context(), alice); reason != coatcheck.ReasonFrontChannel {
 		t.Errorf("alice's session ended for %q", reason)
 	}
 }

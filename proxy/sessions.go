@@ -147,8 +147,8 @@ func (p *Proxy) endSessions(x *exchange) error {
 	switch what := end[0]; what {
 	case endOthers, endEverywhere:
 		var err error
-		others := session.Query{Issuer: id.Issuer, Subject: id.Subject, Except: x.live.Ref}
-		if ended, err = p.Sessions.EndAll(ctx, others, coatcheck.ReasonSignedOutElsewhere); err != nil {
+		all := session.Query{Issuer: id.Issuer, Subject: id.Subject}
+		if ended, err = p.Sessions.EndAll(ctx, all, x.live.Ref, coatcheck.ReasonSignedOutElsewhere); err != nil {
 			return err
 		}
 		if what == endEverywhere {

@@ -159,7 +159,7 @@ func TestEndSessions(t *testing.T) {
 				delete(want, name)
 			}
 			r.wantAlive(t, want, all)
-			if reason, _ := r.Sessions.Ended(t.Context(), all["alice 1"]); !want["alice 1"] && reason != coatcheck.ReasonSignedOutElsewhere {
+			if reason := r.Sessions.Ended(t.Context(), all["alice 1"]); !want["alice 1"] && reason != coatcheck.ReasonSignedOutElsewhere {
 				t.Errorf("it ended for %q", reason)
 			}
 			location := w.Header().Get("Location")
@@ -217,7 +217,7 @@ func TestSessionsThatEnd(t *testing.T) {
 	r := newRig(t)
 	alice, other := r.signedInAt(t, "alice", "s1"), r.signedInAt(t, "alice", "s2")
 	r.store.err = errors.New("down") // of records; the registry takes the mark
-	_, err := r.Sessions.EndAll(t.Context(), session.Query{Issuer: r.issuer, SID: "s2"}, coatcheck.ReasonRevoked)
+	_, err := r.Sessions.EndAll(t.Context(), session.Query{Issuer: r.issuer, SID: "s2"}, "", coatcheck.ReasonRevoked)
 	r.store.err = nil
 	if err == nil || !r.alive(t, other) {
 		t.Fatalf("the record is gone, %v", err)

@@ -30,17 +30,13 @@ const (
 	clockError = time.Second
 )
 
-func (m *Manager) sidBarrier(name string) string { return "barrier-sid-" + name }
+func sidBarrier(name string) string { return "barrier-sid-" + name }
 
-func (m *Manager) userBarrier(name string) string { return "barrier-user-" + name }
+func userBarrier(name string) string { return "barrier-user-" + name }
 
 // raise writes a barrier, unless a later one stands there.
 func (m *Manager) raise(ctx context.Context, key string, at time.Time) error {
-	const op = "session: barrier"
-	value, err := encMode.Marshal(barrier{barrierVersion, at.UnixMilli()})
-	if err != nil {
-		return fmt.Errorf("%s: %w", op, err)
-	}
+	value := must(encMode.Marshal(barrier{barrierVersion, at.UnixMilli()}))
 	for {
 		err := m.Store.Create(ctx, key, value, barrierLife)
 		if !errors.Is(err, store.ErrExists) {
@@ -79,12 +75,12 @@ func (m *Manager) readBarrier(ctx context.Context, key string) (at time.Time, re
 // provider was asked. The session must be listed already. An error leaves it open.
 func (m *Manager) barred(ctx context.Context, listing store.Entry, asked time.Time) (bool, error) {
 	if listing.SID != "" {
-		_, _, err := m.readBarrier(ctx, m.sidBarrier(listing.SID))
+		_, _, err := m.readBarrier(ctx, sidBarrier(listing.SID))
 		if !errors.Is(err, store.ErrNotFound) {
 			return err == nil, err
 		}
 	}
-	at, _, err := m.readBarrier(ctx, m.userBarrier(listing.User))
+	at, _, err := m.readBarrier(ctx, userBarrier(listing.User))
 	switch {
 	case err == nil && !at.Add(clockError).Before(asked):
 		return true, nil

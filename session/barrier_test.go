@@ -172,7 +172,7 @@ func TestBarrier(t *testing.T) {
 func TestBarrierMovesForwardAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
-		key := r.userBarrier(r.userName(issuer, "alice"))
+		key := userBarrier(r.userName(issuer, "alice"))
 		start := r.Now()
 		for _, at := range []time.Duration{5, 10, 7} {
 			if err := r.raise(t.Context(), key, start.Add(at*time.Second)); err != nil {
@@ -204,12 +204,12 @@ func TestBarrierUnknown(t *testing.T) {
 		},
 		"a barrier of a later version": func(r *rig) {
 			value := must(encMode.Marshal(barrier{barrierVersion + 1, 0}))
-			if err := r.memory.Create(r.t.Context(), r.userBarrier(r.userName(issuer, "alice")), value, time.Minute); err != nil {
+			if err := r.memory.Create(r.t.Context(), userBarrier(r.userName(issuer, "alice")), value, time.Minute); err != nil {
 				r.t.Fatal(err)
 			}
 		},
 		"a broken one": func(r *rig) {
-			if err := r.memory.Create(r.t.Context(), r.sidBarrier(r.sidName(issuer, "s1")), []byte("?"), time.Minute); err != nil {
+			if err := r.memory.Create(r.t.Context(), sidBarrier(r.sidName(issuer, "s1")), []byte("?"), time.Minute); err != nil {
 				r.t.Fatal(err)
 			}
 		},

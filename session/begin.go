@@ -47,10 +47,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		return nil, err
 	}
 	live := m.live(t, s)
-	listing, err := m.listing(s, t.handle, live.verifier)
-	if err != nil {
-		return nil, err
-	}
+	listing := m.listing(s, t.handle, live.verifier)
 	entry, err := m.describe(listing)
 	if err != nil {
 		return nil, err
@@ -81,7 +78,9 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		if m.Store.Delete(ctx, t.handle) == nil {
 			left = ""
 		}
-		m.record(ctx, m.event(coatcheck.EventLimitDenied, entry, 0, func(e *coatcheck.Event) { e.Limit = string(limit.Limit) }))
+		denied := m.event(coatcheck.EventLimitDenied, entry, 0)
+		denied.Limit = string(limit.Limit)
+		m.record(ctx, denied)
 		return nil, coatcheck.E(coatcheck.CodeLimit, op, err)
 	}
 	if err == nil {
@@ -95,7 +94,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 		return nil, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
 	left = ""
-	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0, nil))
+	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0))
 	if over {
 		if err := m.end(ctx, live, coatcheck.ReasonBackChannel); err != nil {
 			left = coatcheck.ReasonBackChannel

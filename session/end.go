@@ -28,11 +28,7 @@ func (m *Manager) End(ctx context.Context, h http.Header, l *Live, reason coatch
 
 // end ends a loaded session.
 func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) error {
-	listing, err := m.listing(l.Session, l.handle, l.verifier)
-	if err != nil {
-		return err
-	}
-	return m.endListed(ctx, listing, reason, l.Session)
+	return m.endListed(ctx, m.listing(l.Session, l.handle, l.verifier), reason, l.Session)
 }
 
 // endListed marks an entry as ending, and finishes it. One that is not listed, for the
@@ -91,7 +87,8 @@ func (m *Manager) finish(ctx context.Context, listed store.Entry, opened *coatch
 		m.upkeep.revoked(listed.Record)
 	}
 	if reason != abandoned {
-		ended := m.event(coatcheck.EventEnded, e, 0, func(ev *coatcheck.Event) { ev.Reason = reason })
+		ended := m.event(coatcheck.EventEnded, e, 0)
+		ended.Reason = reason
 		if err := m.Events.Record(ctx, ended); err != nil {
 			m.Logger.DebugContext(ctx, "the end of a session is not recorded yet", "session", e.Ref, "error", err)
 			return nil // not removed: it must be recorded first
@@ -118,7 +115,6 @@ type Query struct {
 	Subject string
 	SID     string
 	Ref     coatcheck.Ref
-	Except  coatcheck.Ref // this one is left out
 }
 
 func (m *Manager) storeQuery(q Query) store.Query {
@@ -138,9 +134,6 @@ func (m *Manager) storeQuery(q Query) store.Query {
 func (m *Manager) Find(ctx context.Context, q Query) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		for listed, err := range m.Registry.Find(ctx, m.storeQuery(q)) {
-			if err == nil && q.Except != "" && listed.ID == string(q.Except) {
-				continue
-			}
 			var e Entry
 			if err == nil {
 				e, err = m.describe(listed)
@@ -160,13 +153,13 @@ func (m *Manager) Revoke(ctx context.Context, e Entry, reason coatcheck.Reason) 
 
 // EndAll ends all listed sessions that match q, for every node, and returns how many lived
 // until then. Only with a nil error can none of them be used any more. q must say whose
-// sessions, which of the provider's, or which one.
-func (m *Manager) EndAll(ctx context.Context, q Query, reason coatcheck.Reason) (ended int, err error) {
+// sessions, which of the provider's, or which one; except is left out, unless it is "".
+func (m *Manager) EndAll(ctx context.Context, q Query, except coatcheck.Ref, reason coatcheck.Reason) (ended int, err error) {
 	const op = "session.end_all"
 	if q.Subject == "" && q.SID == "" && q.Ref == "" {
 		return 0, coatcheck.E(coatcheck.CodeInternal, op, errors.New("the query names nobody"))
 	}
-	ended, err = m.endAll(ctx, m.storeQuery(q), func(e store.Entry) bool { return e.ID == string(q.Except) }, reason)
+	ended, err = m.endAll(ctx, m.storeQuery(q), func(e store.Entry) bool { return e.ID == string(except) }, reason)
 	if err != nil {
 		return ended, coatcheck.E(coatcheck.CodeUnknown, op, err)
 	}
@@ -206,15 +199,11 @@ func (m *Manager) endAll(ctx context.Context, q store.Query, spared func(store.E
 }
 
 // event returns an event of a session. n tells apart events of one type.
-func (m *Manager) event(typ coatcheck.EventType, e Entry, n int64, more func(*coatcheck.Event)) coatcheck.Event {
-	ev := coatcheck.Event{
+func (m *Manager) event(typ coatcheck.EventType, e Entry, n int64) coatcheck.Event {
+	return coatcheck.Event{
 		ID: coatcheck.MakeEventID(typ, e.Ref, n), Type: typ, Time: m.Now(),
 		Tenant: e.Tenant, Issuer: e.Issuer, Subject: e.Subject, Ref: e.Ref, App: e.Origin.App,
 	}
-	if more != nil {
-		more(&ev)
-	}
-	return ev
 }
 
 // record takes down an event that nothing waits for.
@@ -235,5 +224,5 @@ func (m *Manager) tellRenewed(ctx context.Context, l *Live, left time.Duration) 
 	}
 	m.record(ctx, m.event(coatcheck.EventRenewed, Entry{
 		Ref: l.Ref, Tenant: l.Tenant, Issuer: l.Identity.Issuer, Subject: l.Identity.Subject, Origin: l.Origin,
-	}, int64(now/half), nil))
+	}, int64(now/half)))
 }

@@ -3,7 +3,6 @@ package session
 import (
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -60,7 +59,7 @@ const (
 )
 
 // listing returns the entry of a session as it is given to the registry.
-func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) (store.Entry, error) {
+func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) store.Entry {
 	d := description{
 		Version:   descriptionVersion,
 		Provider:  s.Provider,
@@ -78,16 +77,12 @@ func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) 
 	if len(d.SID) > maxSID {
 		d.SID = ""
 	}
-	data, err := encMode.Marshal(d)
-	if err != nil {
-		return store.Entry{}, fmt.Errorf("session: encode entry: %w", err)
-	}
 	e := store.Entry{
 		ID:     string(coatcheck.MakeRef(handle)),
 		Tenant: m.tenantName(),
 		User:   m.userName(s.Identity.Issuer, s.Identity.Subject),
 		Record: handle,
-		Data:   data,
+		Data:   must(encMode.Marshal(d)),
 	}
 	if s.Origin.App != "" {
 		e.App = m.name("app", s.Origin.App)
@@ -95,7 +90,7 @@ func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) 
 	if s.ProviderSID != "" {
 		e.SID = m.sidName(s.Identity.Issuer, s.ProviderSID)
 	}
-	return e, nil
+	return e
 }
 
 // ErrUndescribed: what the registry has of a session is of another version of coatcheck, or

@@ -73,10 +73,10 @@ func (m *Manager) backChannelLogout(ctx context.Context, l Logout) (ended int, e
 	wall := ""
 	if l.SID != "" {
 		q.SID = m.sidName(l.Issuer, l.SID)
-		wall = m.sidBarrier(q.SID)
+		wall = sidBarrier(q.SID)
 	} else {
 		q.User = m.userName(l.Issuer, l.Subject)
-		wall = m.userBarrier(q.User)
+		wall = userBarrier(q.User)
 		if again { // who has signed in since then has done so after the logout, or met the barrier
 			spared = func(e store.Entry) bool { return e.Started.After(at.Add(clockError)) }
 		}

@@ -26,30 +26,29 @@ func (r *rig) mustBegin(sub, sid string) string {
 // A-L4, A-L16: what each way of ending several sessions ends.
 func TestEndAll(t *testing.T) {
 	for name, tc := range map[string]struct {
-		query func(refs map[string]coatcheck.Ref) Query
-		ends  []string
+		query  func(refs map[string]coatcheck.Ref) Query
+		except string
+		ends   []string
 	}{
 		"a session of the provider's": {
-			func(map[string]coatcheck.Ref) Query { return Query{Issuer: issuer, SID: "s1"} }, []string{"alice s1", "alice s1 too"},
+			func(map[string]coatcheck.Ref) Query { return Query{Issuer: issuer, SID: "s1"} }, "", []string{"alice s1", "alice s1 too"},
 		},
 		"a person": {
-			func(map[string]coatcheck.Ref) Query { return Query{Issuer: issuer, Subject: "alice"} },
+			func(map[string]coatcheck.Ref) Query { return Query{Issuer: issuer, Subject: "alice"} }, "",
 			[]string{"alice", "alice s1", "alice s1 too"},
 		},
 		"a person's others": {
-			func(refs map[string]coatcheck.Ref) Query {
-				return Query{Issuer: issuer, Subject: "alice", Except: refs["alice"]}
-			},
+			func(map[string]coatcheck.Ref) Query { return Query{Issuer: issuer, Subject: "alice"} }, "alice",
 			[]string{"alice s1", "alice s1 too"},
 		},
 		"one": {
-			func(refs map[string]coatcheck.Ref) Query { return Query{Ref: refs["bob s2"]} }, []string{"bob s2"},
+			func(refs map[string]coatcheck.Ref) Query { return Query{Ref: refs["bob s2"]} }, "", []string{"bob s2"},
 		},
 		"somebody of another provider": {
-			func(map[string]coatcheck.Ref) Query { return Query{Issuer: "https://other.example", Subject: "alice"} }, nil,
+			func(map[string]coatcheck.Ref) Query { return Query{Issuer: "https://other.example", Subject: "alice"} }, "", nil,
 		},
 		"a session of another provider's": {
-			func(map[string]coatcheck.Ref) Query { return Query{Issuer: "https://other.example", SID: "s1"} }, nil,
+			func(map[string]coatcheck.Ref) Query { return Query{Issuer: "https://other.example", SID: "s1"} }, "", nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -61,13 +60,13 @@ func TestEndAll(t *testing.T) {
 				handle, _, _ := strings.Cut(cookies[who], ".")
 				refs[who] = coatcheck.MakeRef(handle)
 			}
-			ended, err := r.EndAll(t.Context(), tc.query(refs), coatcheck.ReasonRevoked)
+			ended, err := r.EndAll(t.Context(), tc.query(refs), refs[tc.except], coatcheck.ReasonRevoked)
 			if err != nil || ended != len(tc.ends) {
 				t.Errorf("EndAll = %d, %v", ended, err)
 			}
 			for _, who := range tc.ends {
 				r.wantInvalid(cookies[who])
-				if reason, _ := r.Ended(t.Context(), carrying(cookies[who])); reason != coatcheck.ReasonRevoked {
+				if reason := r.Ended(t.Context(), carrying(cookies[who])); reason != coatcheck.ReasonRevoked {
 					t.Errorf("%s ended for %q", who, reason)
 				}
 				delete(cookies, who)
@@ -82,8 +81,8 @@ func TestEndAll(t *testing.T) {
 	t.Run("nobody in particular", func(t *testing.T) {
 		r := newRig(t)
 		cookie := r.signIn("alice")
-		for _, q := range []Query{{}, {Issuer: issuer}, {Except: "x"}} {
-			if _, err := r.EndAll(t.Context(), q, coatcheck.ReasonRevoked); err == nil {
+		for _, q := range []Query{{}, {Issuer: issuer}} {
+			if _, err := r.EndAll(t.Context(), q, "x", coatcheck.ReasonRevoked); err == nil {
 				t.Errorf("%+v ends everybody", q)
 			}
 		}
@@ -107,7 +106,7 @@ func TestEndAllIncomplete(t *testing.T) {
 		return nil
 	})
 	for range 2 { // the second time its entry is marked as ending
-		ended, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, coatcheck.ReasonRevoked)
+		ended, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", coatcheck.ReasonRevoked)
 		if err == nil || !errors.Is(err, errDown) || coatcheck.CodeOf(err) != coatcheck.CodeUnknown {
 			t.Errorf("EndAll = %d, %v", ended, err)
 		}
@@ -116,7 +115,7 @@ func TestEndAllIncomplete(t *testing.T) {
 		}
 	}
 	r.probe.forget(nil)
-	if _, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, coatcheck.ReasonRevoked); err != nil {
+	if _, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", coatcheck.ReasonRevoked); err != nil {
 		t.Error(err)
 	}
 	r.wantKept()
@@ -143,7 +142,7 @@ func TestEndAllNotAllFound(t *testing.T) {
 	r.mustBegin("alice", "s1")
 	r.mustBegin("alice", "s1")
 	half := r.beside(func(o *Options) { o.Registry = halfRead{o.Registry} })
-	if ended, err := half.EndAll(t.Context(), Query{Issuer: issuer, SID: "s1"}, coatcheck.ReasonRevoked); !errors.Is(err, errDown) || ended != 1 {
+	if ended, err := half.EndAll(t.Context(), Query{Issuer: issuer, SID: "s1"}, "", coatcheck.ReasonRevoked); !errors.Is(err, errDown) || ended != 1 {
 		t.Errorf("EndAll = %d, %v", ended, err)
 	}
 	logout := Logout{Issuer: issuer, SID: "s1", ID: "1"}

@@ -167,6 +167,6 @@ func (r *rig) enter(sub string, p *provider) string {
 
 // ended returns why the session of a dead cookie ended.
 func (r *rig) ended(value string) coatcheck.Reason {
-	reason, _ := r.Ended(context.Background(), carrying(value))
+	reason := r.Ended(context.Background(), carrying(value))
 	return reason
 }

@@ -77,7 +77,7 @@ func decOptions(extra cbor.ExtraDecErrorCond) cbor.DecOptions {
 	}
 }
 
-// must unwraps what can only fail if the options above contradict each other.
+// must unwraps what can't fail: constant options, and the coding of our own structs.
 func must[T any](v T, err error) T {
 	if err != nil {
 		panic(err)

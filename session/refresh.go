@@ -56,7 +56,7 @@ func (m *Manager) upToDate(ctx context.Context, cookie string, live *Live) (*Liv
 		now := m.Now()
 		need := m.needOf(live.Session, now)
 		if need == needNothing {
-			m.rest(live, m.renewalDue(live.Session), now)
+			live.rest(m.renewalDue(live.Session), now)
 			return live, nil
 		}
 		t, err := parseTicket(m.Jar.Session(), cookie)
@@ -66,7 +66,7 @@ func (m *Manager) upToDate(ctx context.Context, cookie string, live *Live) (*Liv
 		switch need {
 		case needCheck, needRefresh:
 			m.startRenewal(t, live, need)
-			m.rest(live, live.Tokens.AccessExpiry, now)
+			live.rest(live.Tokens.AccessExpiry, now)
 			return live, nil
 		case needEnd:
 			return m.endLost(ctx, t)
@@ -90,15 +90,15 @@ func (m *Manager) upToDate(ctx context.Context, cookie string, live *Live) (*Liv
 	}
 }
 
-// rest serves the session without another look for lookAgain, or until a time by the store's
+// rest has the session served without another look for lookAgain, or until a time by the store's
 // clock if that comes sooner. That clock may be corrected meanwhile, so it is not for longer.
 // It is all the same to a request whether its session's tokens are fresh or being replaced.
-func (m *Manager) rest(live *Live, until, now time.Time) {
+func (l *Live) rest(until, now time.Time) {
 	d := lookAgain
 	if left := until.Sub(now); left > 0 {
 		d = min(d, left)
 	}
-	live.quiet.Store(instantOf(time.Now().Add(d)))
+	l.quiet.Store(instantOf(time.Now().Add(d)))
 }
 
 // awaitRenewal waits for the attempt to renew a session, and where another node is about it,

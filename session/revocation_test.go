@@ -96,7 +96,7 @@ func TestTokensAreRevoked(t *testing.T) {
 	const token = "refresh_token refresh token of alice"
 	byReason := func(reason coatcheck.Reason) func(*rig, string) {
 		return func(r *rig, _ string) {
-			if _, err := r.EndAll(r.t.Context(), Query{Issuer: issuer, Subject: "alice"}, reason); err != nil {
+			if _, err := r.EndAll(r.t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", reason); err != nil {
 				r.t.Error(err)
 			}
 		}

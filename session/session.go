@@ -373,11 +373,9 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 		return nil
 	}
 	defer c.touching.Store(false)
-	entry, err := m.listing(c.live.Session, c.live.handle, c.live.verifier)
-	if err != nil {
-		return err
-	}
-	if err = m.Registry.Renew(ctx, entry, want+listedLonger); err == nil {
+	entry := m.listing(c.live.Session, c.live.handle, c.live.verifier)
+	err := m.Registry.Renew(ctx, entry, want+listedLonger)
+	if err == nil {
 		err = m.Store.Touch(ctx, c.live.handle, want)
 		if errors.Is(err, store.ErrNotFound) {
 			m.unlist(ctx, entry)

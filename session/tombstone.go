@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"encoding/hex"
@@ -44,82 +45,79 @@ func (m *Manager) bury(ctx context.Context, e Entry, reason coatcheck.Reason) er
 	if m.Tombstones <= 0 || reason == abandoned || e.verifier == nil {
 		return nil
 	}
-	data, err := encMode.Marshal(tombstone{tombstoneVersion, string(reason), e.verifier})
-	if err != nil {
-		return err
-	}
-	err = m.Store.Create(ctx, m.tombstoneKey(e.listed.Record), data, m.Tombstones)
+	data := must(encMode.Marshal(tombstone{tombstoneVersion, string(reason), e.verifier}))
+	err := m.Store.Create(ctx, m.tombstoneKey(e.listed.Record), data, m.Tombstones)
 	if errors.Is(err, store.ErrExists) {
 		return nil
 	}
 	return err
 }
 
-// Ended tells why the session of a request's dead cookie ended, and false where nobody
-// knows (any more), or the request does not hold its ticket. It reads the store up to
-// four times for each session cookie, so it is for requests whose answer tells the reason to
-// somebody.
-func (m *Manager) Ended(ctx context.Context, h http.Header) (coatcheck.Reason, bool) {
+// Ended tells why the session of a request's dead cookie ended: "" where nobody knows (any
+// more), or the request does not hold its ticket. It reads the store up to four times for each
+// session cookie, so it is for requests whose answer tells the reason to somebody.
+func (m *Manager) Ended(ctx context.Context, h http.Header) coatcheck.Reason {
 	var buf [maxCandidates]string
 	candidates, err := m.candidates(h, buf[:0])
 	if err != nil {
-		return "", false
+		return ""
 	}
 	for _, value := range candidates {
 		t, err := parseTicket(m.Jar.Session(), value)
 		if err != nil {
 			continue
 		}
-		if reason, ok := m.readTombstone(ctx, t); ok {
-			return reason, true
+		if reason := m.readTombstone(ctx, t); reason != "" {
+			return reason
 		}
-		if reason, ok := m.readEnding(ctx, t); ok {
-			return reason, true
+		if reason := m.readEnding(ctx, t); reason != "" {
+			return reason
 		}
 	}
-	return "", false
+	return ""
 }
 
-func (m *Manager) readTombstone(ctx context.Context, t ticket) (coatcheck.Reason, bool) {
+// readTombstone returns what the tombstone says to the holder of the ticket, or "".
+func (m *Manager) readTombstone(ctx context.Context, t ticket) coatcheck.Reason {
 	if m.Tombstones <= 0 {
-		return "", false
+		return ""
 	}
 	rec, err := m.Store.Get(ctx, m.tombstoneKey(t.handle))
 	if err != nil {
-		return "", false
+		return ""
 	}
 	var stone tombstone
 	if err := decMode.Unmarshal(rec.Value, &stone); err != nil || stone.Version != tombstoneVersion {
-		return "", false
+		return ""
 	}
-	return coatcheck.Reason(stone.Reason), subtle.ConstantTimeCompare(stone.Verifier, m.verifier(t)) == 1
+	if subtle.ConstantTimeCompare(stone.Verifier, m.verifier(t)) != 1 {
+		return ""
+	}
+	return coatcheck.Reason(stone.Reason)
 }
 
 // readEnding looks at the registry, for a session whose record is gone while nobody has
-// left a tombstone yet.
-func (m *Manager) readEnding(ctx context.Context, t ticket) (coatcheck.Reason, bool) {
+// left a tombstone yet. It returns "" where that says nothing.
+func (m *Manager) readEnding(ctx context.Context, t ticket) coatcheck.Reason {
 	q := store.Query{Tenant: m.tenantName(), ID: string(coatcheck.MakeRef(t.handle))}
 	for listed, err := range m.Registry.Find(ctx, q) {
 		if err != nil {
-			return "", false
+			return ""
 		}
 		e, err := m.describe(listed)
 		if err != nil || subtle.ConstantTimeCompare(e.verifier, m.verifier(t)) != 1 {
-			return "", false
+			return ""
 		}
 		if _, err = m.Store.Get(ctx, t.handle); !errors.Is(err, store.ErrNotFound) {
-			return "", false
+			return ""
 		}
 		if e.Ending != "" || !m.Now().Add(maxSkew).Before(e.Expires) {
-			return e.reason(), true
+			return e.reason()
 		}
 		// Its time was not over. Unless it was ended between these reads, nobody did.
-		if reason, ok := m.readTombstone(ctx, t); ok {
-			return reason, true
-		}
-		return coatcheck.ReasonLost, true
+		return cmp.Or(m.readTombstone(ctx, t), coatcheck.ReasonLost)
 	}
-	return "", false
+	return ""
 }
 
 // reason says why a listed session whose record is gone has ended. Its record ends by

@@ -173,7 +173,7 @@ func TestWithAnotherIssuer(t *testing.T) {
 		if err := after.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := after.EndAll(t.Context(), Query{Issuer: issuer, Subject: "bob"}, coatcheck.ReasonRevoked); err != nil {
+		if _, err := after.EndAll(t.Context(), Query{Issuer: issuer, Subject: "bob"}, "", coatcheck.ReasonRevoked); err != nil {
 			t.Fatal(err)
 		}
 		after.wantInvalid(bob)
