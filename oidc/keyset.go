@@ -29,8 +29,9 @@ const (
 var (
 	errNoKey     = errors.New("no key of the provider fits the token")
 	errSignature = errors.New("the signature does not fit")
-	// errNoKeyYet: as errNoKey, and the provider was not asked, since it was a moment ago. It
-	// may have the key by now.
+	// errNoKeyYet: none of the keys has made the signature, and the provider was not asked
+	// again, since it was a moment ago. It may have the key by now, perhaps under a kid that
+	// another key had.
 	errNoKeyYet = fmt.Errorf("%w, and its keys were fetched a moment ago", errNoKey)
 )
 
@@ -86,7 +87,7 @@ func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	}
 	keys, loaded := s.known()
 	if loaded {
-		if payload, err := verify(jws, keys); err == nil {
+		if payload, err := verifyJWS(jws, keys); err == nil {
 			return payload, nil
 		}
 	}
@@ -97,11 +98,11 @@ func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, err
 	if !loaded {
 		return nil, fetchErr
 	}
-	payload, err := verify(jws, keys)
+	payload, err := verifyJWS(jws, keys)
 	switch {
 	case err != nil && fetchErr != nil:
 		return nil, fetchErr
-	case err == errNoKey && !fetched:
+	case (err == errNoKey || err == errSignature) && !fetched:
 		return nil, errNoKeyYet
 	}
 	return payload, err
@@ -122,10 +123,10 @@ func (s *keySet) fetch(ctx context.Context) (fetched bool, err error) {
 	if f == nil {
 		now := s.now()
 		switch {
-		case s.loaded && now.Sub(s.refetched) < refetchEvery:
+		case s.loaded && within(now.Sub(s.refetched), refetchEvery):
 			s.mu.Unlock()
 			return false, nil
-		case !s.loaded && s.failure != nil && now.Sub(s.failed) < retryEvery:
+		case !s.loaded && s.failure != nil && within(now.Sub(s.failed), retryEvery):
 			defer s.mu.Unlock()
 			return false, s.failure
 		case s.loaded:
@@ -145,6 +146,10 @@ func (s *keySet) fetch(ctx context.Context) (fetched bool, err error) {
 		return true, &fetchError{ctx.Err()}
 	}
 }
+
+// within tells whether something was done less than d ago. After the clock was set back
+// nobody knows, so it was not.
+func within(age, d time.Duration) bool { return age >= 0 && age < d }
 
 func (s *keySet) fly(ctx context.Context, f *flight) {
 	body, err := s.get(ctx)
@@ -225,9 +230,9 @@ func fits(key *jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 	return false
 }
 
-// verify checks the one signature of a compact JWS. Without a kid in its header there
+// verifyJWS checks the one signature of a compact JWS. Without a kid in its header there
 // must be exactly one key that fits: keys are not tried in turn.
-func verify(jws *jose.JSONWebSignature, keys []jose.JSONWebKey) ([]byte, error) {
+func verifyJWS(jws *jose.JSONWebSignature, keys []jose.JSONWebKey) ([]byte, error) {
 	header := jws.Signatures[0].Protected
 	var candidates []*jose.JSONWebKey
 	for i := range keys {

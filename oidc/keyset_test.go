@@ -69,6 +69,45 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// Where the keys were fetched a moment ago, for a stranger's token say, a signature that does
+// not fit may be of a key that has come since, under the same kid. That ends nothing.
+func TestRotationInPlace(t *testing.T) {
+	i, p, s := signedIn(t, nil)
+	_, _ = p.LogoutToken(t.Context(), sign(map[string]any{"alg": "RS256", "kid": "a stranger's"}, `{}`, rsaKey(1)))
+	i.publish("k1", rsaKey(1))
+	i.grant(nil, nil)
+	if _, err := p.Refresh(t.Context(), s); err != nil || len(i.revocations) != 0 {
+		t.Errorf("refresh: %v; %d tokens revoked", err, len(i.revocations))
+	}
+	_, err := p.LogoutToken(t.Context(), sign(logoutHeader, loggedOut(i.URL), rsaKey(1)))
+	wantCode(t, err, coatcheck.CodeProviderFailed) // which has the provider send it again
+}
+
+// A clock that is set back, as it is once the store has told the time, keeps nobody from the
+// keys.
+func TestKeysAfterTheClockWasSetBack(t *testing.T) {
+	for _, failed := range []bool{true, false} {
+		i, p, clock := newPair(t, nil)
+		clock.add(5 * time.Minute)
+		keys := p.current.keys
+		get := keys.get
+		if failed {
+			keys.get = func(context.Context) ([]byte, error) { return nil, errors.New("down") }
+		}
+		for range 2 { // the keys are fetched for the first token, and again for the second
+			if _, err := verifyRaw(t, p, sign(map[string]any{"alg": "RS256", "kid": "a stranger's"}, `{}`, rsaKey(1))); err == nil {
+				t.Fatal("a stranger's token is believed")
+			}
+		}
+		keys.get = get
+		clock.add(-5 * time.Minute)
+		i.publish("k2", rsaKey(1))
+		if _, err := verifyRaw(t, p, sign(map[string]any{"alg": "RS256", "kid": "k2"}, i.honest("n"), rsaKey(1))); err != nil {
+			t.Errorf("the first fetch failed: %t; %v", failed, err)
+		}
+	}
+}
+
 // A-J11 and its kin: keys that must not verify.
 func TestUnusableKeys(t *testing.T) {
 	// No key of 1024 bits can be made here any more, nor is one needed.
