@@ -59,8 +59,8 @@ type EventType string
 const (
 	// EventStarted: a session began.
 	EventStarted EventType = "session.started"
-	// EventRenewed: a session is still in use. It is told when the use moved the idle end
-	// into another half of the idle timeout, counted from the session's start.
+	// EventRenewed: a session is still in use. It is told at most once in each half of the
+	// idle timeout, counted from the session's start.
 	EventRenewed EventType = "session.renewed"
 	// EventEnded: a session ended, for Event.Reason.
 	EventEnded EventType = "session.ended"

@@ -43,15 +43,15 @@ type Member struct {
 	Since, Seen time.Time
 }
 
-// MembersOptions are what Members need. All of it is required, but for what names a default.
+// MembersOptions are what Members need. All fields are required, except where the comment
+// says what zero means.
 type MembersOptions struct {
 	Store store.Store
 	Clock store.Clock
 	// Key is the store key of the list. Nodes that belong together have the same.
 	Key string
-	// Self describes this node: Node, Version, Keys and Seals. It is asked before each
-	// report, of which it must not be a part. Nil: this process is none of the nodes, and
-	// only lists them.
+	// Self describes this node: Node, Version, Keys and Seals. It is called before each report,
+	// and must not call Members. Nil: this process is none of the nodes, and only lists them.
 	Self   func() Member
 	Told   func([]Member) // is called with the live nodes after each report of Run; may be nil
 	Logger *slog.Logger   // nothing is logged if nil

@@ -100,9 +100,8 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Du
 	return a, nil
 }
 
-// Unlisted counts the findings of sessions that nobody lists. Where they are most of all
-// there are, the registry was lost, or it was looked for under the names of another key
-// ring's index key.
+// Unlisted counts the findings of sessions that nobody lists. If most records are unlisted,
+// the registry was lost, or this is not the nodes' key ring.
 func (a Audit) Unlisted() (n int) {
 	for _, f := range a.Findings {
 		if f.Entry == nil {

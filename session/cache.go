@@ -308,10 +308,10 @@ type flight struct {
 	opened  *cached // what put has made of it, under the shard's lock
 }
 
-// read returns the flight that reads the handle's record, when it has landed. It began
-// after the last change of the record that this node knows of, and no longer ago than what
-// is cached may be served: where nothing is, with the call. The read belongs to nobody: a
-// caller who leaves takes nothing from the others. An error of ctx is returned as such.
+// read returns the flight that reads the handle's record, when it has landed. The read began
+// after the last change this node knows of, and at most a lease ago; with a cache of size 0,
+// with this call. It belongs to nobody: a caller who leaves takes nothing from the others. An
+// error of ctx is returned as such.
 func (c *cache) read(ctx context.Context, s store.Store, handle string) (*flight, error) {
 	now := instantOf(time.Now())
 	h := c.shard(handle)

@@ -50,7 +50,8 @@ const touchAgain = time.Second
 // purpose binds records to what they are (invariant 12).
 const purpose = "session"
 
-// Options are what a Manager needs. All of it is required, but for what names a default.
+// Options are what a Manager needs. All fields are required, except where the comment says
+// what zero means.
 type Options struct {
 	Store    store.Store
 	Registry store.Registry
