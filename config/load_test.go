@@ -438,13 +438,13 @@ providers:
 routes:
   - {path: /, upstream: http://127.0.0.1:8080}
   - {path: /admin, upstream: http://127.0.0.1:8080, allow: {groups: [admins]}}
+  - {path: /reports, upstream: http://127.0.0.1:8080}
 `))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
-		"allow: everybody the provider knows may sign in: no allow rule",
-		"routes[0] (app.example.com/): everybody the provider knows may pass: no allow rule",
+		"allow: everybody the provider knows may sign in, and pass at routes[0] (app.example.com/), routes[2] (app.example.com/reports): no allow rule",
 	}
 	if diff := cmp.Diff(want, cfg.Warnings()); diff != "" {
 		t.Error(diff)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"net/url"
 	"slices"
@@ -45,20 +46,39 @@ func (v *validator) warn() {
 	for i, p := range c.Providers {
 		v.warnProvider(element("providers", i), p)
 	}
-	if c.Allow.Empty() {
-		v.note("allow: everybody the provider knows may sign in: no allow rule")
-	}
-	// Where no route has a rule of its own either, that says it for all of them.
-	rules := slices.ContainsFunc(c.Routes, func(r Route) bool { return !r.Allow.Empty() })
+	v.warnAllow()
 	for i, r := range c.Routes {
-		path := element("routes", i)
-		switch {
-		case r.Require == coatcheck.Anonymous:
-			v.note("%s (%s%s): open to everybody, signed in or not", path, r.Host, r.Path)
-		case c.Allow.Empty() && r.Allow.Empty() && rules:
-			v.note("%s (%s%s): everybody the provider knows may pass: no allow rule", path, r.Host, r.Path)
+		if r.Require == coatcheck.Anonymous {
+			v.note("%s: open to everybody, signed in or not", describeRoute(i, r))
 		}
 	}
+}
+
+// warnAllow notes that anybody whom the provider knows may pass, and where, unless that is
+// everywhere.
+func (v *validator) warnAllow() {
+	if !v.cfg.Allow.Empty() {
+		return
+	}
+	var passed []string
+	rules := false
+	for i, r := range v.cfg.Routes {
+		switch {
+		case !r.Allow.Empty():
+			rules = true
+		case r.Require != coatcheck.Anonymous:
+			passed = append(passed, describeRoute(i, r))
+		}
+	}
+	if !rules || len(passed) == 0 {
+		v.note("allow: everybody the provider knows may sign in: no allow rule")
+		return
+	}
+	v.note("allow: everybody the provider knows may sign in, and pass at %s: no allow rule", strings.Join(passed, ", "))
+}
+
+func describeRoute(i int, r Route) string {
+	return fmt.Sprintf("%s (%s%s)", element("routes", i), r.Host, r.Path)
 }
 
 func (v *validator) warnRedis(r Redis) {
