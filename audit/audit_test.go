@@ -164,6 +164,26 @@ func TestTheLine(t *testing.T) {
 	})
 }
 
+// An operator's command has no log of its own: every node's says what it has ended.
+func TestWhatAnOperatorEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := memory.New()
+		a, b := start(t, j, "a"), start(t, j, "b")
+		command := New(Options{Journal: j, Node: "operator@a", Logger: slog.New(slog.DiscardHandler)})
+		e := event("e1")
+		e.Reason = coatcheck.ReasonRevoked
+		if err := command.Record(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for _, n := range []*node{a, b} {
+			if lines := n.lines(t, slog.LevelInfo); len(lines) != 1 || lines[0]["reason"] != "revoked" || lines[0]["node"] != "operator@a" {
+				t.Errorf("node %s logged\n%s", n.Node, n.out)
+			}
+		}
+	})
+}
+
 // deaf is a journal that takes nothing, while it is down.
 type deaf struct {
 	store.Journal

@@ -13,8 +13,13 @@ type storeAuditCmd struct {
 	Repair bool   `help:"Take sessions that are gone off the list, and end those that are not listed."`
 }
 
-// errDifferences is the exit status of an audit that found something and left it.
-var errDifferences = errors.New("the list of sessions and the store differ; --repair puts that right")
+// What an audit says that found something and left it.
+var (
+	errDifferences = errors.New("the list of sessions and the store differ; --repair puts that right")
+	errAccident    = errors.New("--repair ends nothing then: to end them all would be an accident.\n" +
+		"Is this the key ring that the nodes use? Sessions are found under names made with its index_key.\n" +
+		"If the store has lost the list: sessions in use list themselves again within 30 seconds")
+)
 
 // Run compares the list of sessions with what the store keeps. Nodes may run meanwhile,
 // except with SQLite, where one process has the file.
@@ -34,14 +39,9 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 	if err != nil {
 		return err
 	}
-	var accident error
-	if n := found.Unlisted(); 2*n > found.Records {
-		accident = fmt.Errorf("%d of %d sessions are not listed, and --repair ends nothing then: to end them all would be an accident.\n"+
-			"Is this the key ring that the nodes use? Sessions are found under names made with its index_key.\n"+
-			"If the store has lost the list: sessions in use list themselves again within 30 seconds", n, found.Records)
-		if c.Repair {
-			return accident
-		}
+	left := differences(found)
+	if c.Repair && errors.Is(left, errAccident) {
+		return left
 	}
 	for _, f := range found.Findings {
 		done := ""
@@ -56,13 +56,23 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 		fmt.Fprintln(con.out, describe(f)+done)
 	}
 	fmt.Fprintf(con.out, "sessions listed: %d, kept: %d, differences: %d\n", found.Listed, found.Records, len(found.Findings))
+	if c.Repair {
+		return nil
+	}
+	return left
+}
+
+// differences is what an audit comes to that leaves what it has found. With errAccident
+// nothing may be repaired.
+func differences(found session.Audit) error {
+	n := found.Unlisted()
 	switch {
-	case accident != nil:
-		return accident
-	case len(found.Findings) > 0 && !c.Repair:
+	case len(found.Findings) == 0:
+		return nil
+	case 2*n <= found.Records:
 		return errDifferences
 	}
-	return nil
+	return fmt.Errorf("%d of %d sessions are not listed, and %w", n, found.Records, errAccident)
 }
 
 func describe(f session.Finding) string {
