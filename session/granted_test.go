@@ -18,7 +18,7 @@ func TestRevokeGranted(t *testing.T) {
 		for range 3 {
 			r.mustBegin("alice", "")
 		}
-		if n, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, coatcheck.ReasonRevoked); n != 3 || err != nil {
+		if n, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", coatcheck.ReasonRevoked); n != 3 || err != nil {
 			t.Fatal(n, err)
 		}
 	}
