@@ -112,7 +112,7 @@ func newSite(t *testing.T, server *testenv.Redis, provider *testenv.Provider, ri
 	})
 	m := session.New(session.Options{
 		Store: kept, Registry: kept, Feed: kept, Leases: kept, Provider: rp, Ring: ring, Jar: jar, Tenant: "default",
-		Idle: time.Minute, Absolute: time.Hour, CacheSize: 1 << 20, Lease: time.Second, Now: clock.Now, Logger: quiet(),
+		Idle: time.Minute, Absolute: time.Hour, CacheSize: 1 << 20, CacheLease: time.Second, Now: clock.Now, Logger: quiet(),
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup

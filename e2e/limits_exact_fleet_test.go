@@ -193,7 +193,7 @@ func newFleet(t testing.TB, backends []store.Backend, o fleetOptions) *fleet {
 		node.Store, node.Registry, node.Feed = kept, kept, kept
 		node.Events = audit.New(audit.Options{Journal: kept, Logger: quiet, Node: node.Node})
 		if !o.uncached {
-			node.CacheSize, node.Lease = 1<<20, time.Second
+			node.CacheSize, node.CacheLease = 1<<20, time.Second
 		}
 		m := session.New(node)
 		running.Go(func() { m.Run(ctx) })

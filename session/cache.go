@@ -19,7 +19,7 @@ import (
 // neither a read of the store nor a decryption.
 //
 // What it holds may be served only while it is fresh. The store's feed says which records
-// have changed, and up to when that is the whole truth; beyond Options.Lease after that
+// have changed, and up to when that is the whole truth; beyond Options.CacheLease after that
 // moment, and after every gap in the feed, a session is read again. What isn't fresh is
 // kept all the same: if the store still has the very same bytes they need not be opened
 // again, and an outage grace may go back to it.

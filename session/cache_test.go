@@ -29,7 +29,7 @@ const lease = time.Second
 func newHearing(t *testing.T, change ...func(*Options)) *rig {
 	t.Helper()
 	r := newRig(t, append([]func(*Options){func(o *Options) {
-		o.CacheSize, o.Lease = 8<<20, lease
+		o.CacheSize, o.CacheLease = 8<<20, lease
 	}}, change...)...)
 	r.Feed = r.memory
 	return r
@@ -314,7 +314,7 @@ func TestCacheIsBounded(t *testing.T) {
 	t.Cleanup(func() { _ = kept.Close() })
 	m := New(Options{
 		Store: kept, Registry: kept, Ring: seal.NewRing(), Jar: cookie.New("coatcheck", "", true), Tenant: "default",
-		Idle: time.Hour, Absolute: time.Hour, CacheSize: size, Lease: lease,
+		Idle: time.Hour, Absolute: time.Hour, CacheSize: size, CacheLease: lease,
 	})
 	text := func(n int) coatcheck.Secret { return coatcheck.Secret(strings.Repeat("x", n)) }
 	fill := func(n int) {
@@ -501,7 +501,7 @@ func liveOn(t *testing.T, steps []string) string {
 // Requests that wait for one read move the idle end once.
 func TestTouchOfManyAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, func(o *Options) { o.CacheSize, o.Lease = 1<<20, time.Second })
+		r := newRig(t, func(o *Options) { o.CacheSize, o.CacheLease = 1<<20, time.Second })
 		value := r.signIn("alice")
 		time.Sleep(idle / 2)
 		r.probe.forget(func(context.Context, string, string) error {

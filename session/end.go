@@ -63,7 +63,7 @@ func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason c
 	}
 	m.revokeLater(granted)
 	m.forget(listing.Record)
-	m.upkeep.revoked(listing.Record)
+	m.upkeep.deleted(listing.Record)
 	m.upkeep.leave(listing, reason)
 	return nil
 }
@@ -84,7 +84,7 @@ func (m *Manager) finish(ctx context.Context, listed store.Entry, opened *coatch
 	m.forget(listed.Record)
 	m.revokeLater(granted)
 	if listed.Ending != store.ReasonExpired {
-		m.upkeep.revoked(listed.Record)
+		m.upkeep.deleted(listed.Record)
 	}
 	if reason != abandoned {
 		ended := m.event(coatcheck.EventEnded, e, 0)

@@ -73,11 +73,11 @@ type Options struct {
 	Limits store.Limits
 	// Tombstones is how long a session that has ended can say why; not at all if zero.
 	Tombstones time.Duration
-	// CacheSize bounds the near cache, in bytes; zero turns it off. Lease is how long
-	// after the feed was last known to be complete it may be served from; it is required
+	// CacheSize bounds the near cache, in bytes; zero turns it off. CacheLease is how
+	// long after the feed was last known to be complete it may be served from; it is required
 	// where there is a Feed.
-	CacheSize int
-	Lease     time.Duration
+	CacheSize  int
+	CacheLease time.Duration
 	// OutageGrace is how long sessions that were in the near cache are served while the
 	// store can't be reached, counted from when the store was last known to have them. A
 	// session that is revoked meanwhile goes on for that long. Zero: not at all.
@@ -135,7 +135,7 @@ func New(o Options) *Manager {
 	if o.CountRefresh == nil {
 		o.CountRefresh = func(string) {}
 	}
-	s := &state{cache: newCache(o.CacheSize, o.Lease, o.Logger), grants: make(chan grant, maxGrants)}
+	s := &state{cache: newCache(o.CacheSize, o.CacheLease, o.Logger), grants: make(chan grant, maxGrants)}
 	s.renewal.init()
 	m := s.manager(o)
 	m.TakeOver()

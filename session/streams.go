@@ -130,7 +130,7 @@ func (m *Manager) check(handle string) {
 		wait = min(rec.TTL, w.live.Deadline.Sub(m.Now())) + storeResolution
 	default:
 		since := time.Duration(instantOf(time.Now()) - m.cache.confirmed(w.read, w.epoch))
-		if since > max(m.Lease, streamLease, m.OutageGrace) {
+		if since > max(m.CacheLease, streamLease, m.OutageGrace) {
 			over = coatcheck.E(coatcheck.CodeUnknown, "session.watch", err)
 		}
 		wait = checkAgain

@@ -21,12 +21,12 @@ const (
 	reapBatch = 200
 	// atOnce is how many sessions a node looks at or finishes at once, beside requests.
 	atOnce = 8
-	// reassertFor is how far back revocations are made again after a gap in the feed, which
+	// reassertFor is how far back deletions are made again after a gap in the feed, which
 	// may mean that the store has failed over and lost what it had acknowledged last.
 	reassertFor = time.Minute
-	// maxRevoked and maxLeft bound what a node remembers to do. What is dropped of the
+	// maxDeleted and maxLeft bound what a node remembers to do. What is dropped of the
 	// first is as good as the store's own promise; what is dropped of the second expires.
-	maxRevoked = 100_000
+	maxDeleted = 100_000
 	maxLeft    = 10_000
 	// leftFailures is after how many of those that are left the store is taken for down.
 	leftFailures = 8
@@ -40,12 +40,12 @@ const (
 
 // upkeep is what a node has to do beside requests.
 type upkeep struct {
-	mu       sync.Mutex
-	left     []leftover   // the one that waits longest first
-	revoke   []revocation // oldest first
-	reassert time.Time    // revocations since then are due to be made again; zero for none
-	gap      time.Time    // when the feed's last gap was noted
-	deaf     bool         // the store did not answer when it was asked last
+	mu        sync.Mutex
+	left      []leftover // the one that waits longest first
+	deletions []deletion // oldest first
+	reassert  time.Time  // deletions since then are due to be made again; zero for none
+	gap       time.Time  // when the feed's last gap was noted
+	deaf      bool       // the store did not answer when it was asked last
 }
 
 // A leftover is a session that nobody was handed, or whose end could not be completed.
@@ -54,7 +54,7 @@ type leftover struct {
 	reason  coatcheck.Reason
 }
 
-type revocation struct {
+type deletion struct {
 	handle string
 	at     time.Time
 }
@@ -89,22 +89,22 @@ func (u *upkeep) waiting() int {
 	return len(u.left)
 }
 
-// revoked notes a record that was deleted.
-func (u *upkeep) revoked(handle string) {
+// deleted notes a record that was deleted.
+func (u *upkeep) deleted(handle string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.trim()
-	u.revoke = append(u.revoke, revocation{handle, time.Now()})
+	u.deletions = append(u.deletions, deletion{handle, time.Now()})
 }
 
-// trim forgets revocations that are too old to matter, or too many.
+// trim forgets deletions that are too old to matter, or too many.
 func (u *upkeep) trim() {
-	old := max(0, len(u.revoke)-maxRevoked+1)
-	for old < len(u.revoke) && u.reassert.IsZero() && time.Since(u.revoke[old].at) > reassertFor {
+	old := max(0, len(u.deletions)-maxDeleted+1)
+	for old < len(u.deletions) && u.reassert.IsZero() && time.Since(u.deletions[old].at) > reassertFor {
 		old++
 	}
-	if u.revoke = u.revoke[old:]; len(u.revoke) == 0 {
-		u.revoke = nil
+	if u.deletions = u.deletions[old:]; len(u.deletions) == 0 {
+		u.deletions = nil
 	}
 }
 
@@ -131,7 +131,7 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		m := m.latest.Load()
-		m.reassertRevoked(ctx)
+		m.reassertDeletions(ctx)
 		m.finishLeft(ctx)
 		more := m.reap(ctx)
 		m.cache.trim(instantOf(time.Now()))
@@ -168,7 +168,7 @@ func (m *Manager) listen(ctx context.Context) {
 		Current: m.cache.heard,
 	}
 	for ctx.Err() == nil {
-		err := m.Feed.Watch(ctx, m.Lease/3, feed)
+		err := m.Feed.Watch(ctx, m.CacheLease/3, feed)
 		switch {
 		case errors.Is(err, store.ErrNoFeed):
 			m.Logger.WarnContext(ctx, "the store does not tell of changes: every request reads it", "error", err)
@@ -185,7 +185,7 @@ func (m *Manager) listen(ctx context.Context) {
 
 // watchStreams looks at the sessions with open streams while the feed can't vouch for them.
 func (m *Manager) watchStreams(ctx context.Context) {
-	lease := m.Lease
+	lease := m.CacheLease
 	if lease <= 0 {
 		lease = streamLease
 	}
@@ -237,17 +237,17 @@ func (m *Manager) finishLeft(ctx context.Context) {
 	}
 }
 
-// reassertRevoked deletes again what was deleted in the minute before a gap in the feed.
-func (m *Manager) reassertRevoked(ctx context.Context) {
+// reassertDeletions deletes again what was deleted in the minute before a gap in the feed.
+func (m *Manager) reassertDeletions(ctx context.Context) {
 	u := &m.upkeep
 	u.mu.Lock()
 	u.trim()
 	since, gap := u.reassert, u.gap
-	var due []revocation
+	var due []deletion
 	if !since.IsZero() {
-		for _, r := range u.revoke {
-			if r.at.After(since) {
-				due = append(due, r)
+		for _, d := range u.deletions {
+			if d.at.After(since) {
+				due = append(due, d)
 			}
 		}
 	}
@@ -257,12 +257,12 @@ func (m *Manager) reassertRevoked(ctx context.Context) {
 	}
 	group, deleting := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
-	for _, r := range due {
+	for _, d := range due {
 		group.Go(func() error {
-			if err := m.Store.Delete(deleting, r.handle); err != nil {
+			if err := m.Store.Delete(deleting, d.handle); err != nil {
 				return err
 			}
-			m.forget(r.handle)
+			m.forget(d.handle)
 			return nil
 		})
 	}

@@ -236,15 +236,15 @@ func (s *switchedRegistry) Reap(ctx context.Context, limit int) ([]store.Entry, 
 func TestUpkeepIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var u upkeep
-		for i := range maxRevoked + 1000 {
-			u.revoked(fmt.Sprint(i))
+		for i := range maxDeleted + 1000 {
+			u.deleted(fmt.Sprint(i))
 		}
-		if n := len(u.revoke); n > maxRevoked {
-			t.Errorf("%d revocations are remembered", n)
+		if n := len(u.deletions); n > maxDeleted {
+			t.Errorf("%d deletions are remembered", n)
 		}
 		time.Sleep(reassertFor + 1)
-		if u.trim(); len(u.revoke) != 0 {
-			t.Errorf("%d revocations are remembered for ever", len(u.revoke))
+		if u.trim(); len(u.deletions) != 0 {
+			t.Errorf("%d deletions are remembered for ever", len(u.deletions))
 		}
 		for range maxLeft + 1 {
 			u.leave(store.Entry{}, abandoned)

@@ -165,7 +165,7 @@ func relyingParty(cfg *config.Config, o oidc.Config) oidc.Config {
 func newSessions(cfg *config.Config, kept store.Backend, o session.Options) *session.Manager {
 	o.Store, o.Registry, o.Feed, o.Leases = kept, kept, kept, kept
 	o.Tenant, o.Node = tenant, cfg.Node
-	o.CacheSize, o.Lease = cfg.Cache.SizeBytes, cfg.Cache.Lease
+	o.CacheSize, o.CacheLease = cfg.Cache.SizeBytes, cfg.Cache.Lease
 	sessionRules(cfg, &o)
 	return session.New(o)
 }
