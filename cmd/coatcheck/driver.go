@@ -116,20 +116,22 @@ func redisSetting(cfg config.Redis) string {
 
 func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
 	o := redis.Options{
-		URL:       cfg.URL,
-		Username:  cfg.Username,
-		Password:  cfg.Password,
-		KeyPrefix: cfg.KeyPrefix,
-		Timeout:   cfg.Timeout,
-		Logger:    logger,
+		URL:          cfg.URL,
+		Username:     cfg.Username,
+		Password:     cfg.Password,
+		PasswordFrom: passwordFrom("store.redis", cfg.PasswordEnv),
+		KeyPrefix:    cfg.KeyPrefix,
+		Timeout:      cfg.Timeout,
+		Logger:       logger,
 	}
 	if s := cfg.Sentinel; len(s.Addresses) > 0 {
 		o.Sentinel = &redis.Sentinel{
-			Addresses: s.Addresses,
-			Master:    s.Master,
-			Username:  s.Username,
-			Password:  s.Password,
-			Database:  s.Database,
+			Addresses:    s.Addresses,
+			Master:       s.Master,
+			Username:     s.Username,
+			Password:     s.Password,
+			PasswordFrom: passwordFrom("store.redis.sentinel", s.PasswordEnv),
+			Database:     s.Database,
 		}
 	}
 	if len(cfg.Cluster.Addresses) > 0 {
@@ -139,6 +141,14 @@ func redisOptions(cfg config.Redis, logger *slog.Logger) redis.Options {
 		o.TLS = &redis.TLS{CAFile: t.CAFile, CertFile: t.CertFile, KeyFile: t.KeyFile, ServerName: t.ServerName}
 	}
 	return o
+}
+
+// passwordFrom names the setting that says where a password is.
+func passwordFrom(path, env string) string {
+	if env != "" {
+		return path + ".password_env"
+	}
+	return path + ".password_file"
 }
 
 func postgresOptions(cfg config.Postgres, logger *slog.Logger) postgres.Options {

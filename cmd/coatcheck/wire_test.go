@@ -226,15 +226,15 @@ func tryStore(t *testing.T, s store.Backend) {
 // TestRedisOptions: every setting arrives, whichever of the three ways leads to Redis.
 func TestRedisOptions(t *testing.T) {
 	logger := slog.New(slog.DiscardHandler)
-	common := redis.Options{Username: "u", Password: "p", KeyPrefix: "k:", Timeout: time.Minute, Logger: logger}
+	common := redis.Options{Username: "u", Password: "p", PasswordFrom: "store.redis.password_file", KeyPrefix: "k:", Timeout: time.Minute, Logger: logger}
 	cfg := config.Redis{Username: "u", Password: "p", KeyPrefix: "k:", Timeout: time.Minute}
 
 	byURL, url := cfg, common
 	byURL.URL, url.URL = "redis://127.0.0.1", "redis://127.0.0.1"
 
 	bySentinel, sentinel := cfg, common
-	bySentinel.Sentinel = config.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp"}
-	sentinel.Sentinel = &redis.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp"}
+	bySentinel.Sentinel = config.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp", PasswordEnv: "S"}
+	sentinel.Sentinel = &redis.Sentinel{Addresses: []string{"a:1"}, Master: "m", Database: 2, Username: "su", Password: "sp", PasswordFrom: "store.redis.sentinel.password_env"}
 
 	byCluster, cluster := cfg, common
 	byCluster.Cluster = config.Cluster{Addresses: []string{"b:2"}}

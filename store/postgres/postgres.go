@@ -41,7 +41,7 @@ var _ store.Backend = (*Store)(nil)
 type Store struct {
 	pool    *pgxpool.Pool
 	config  *pgx.ConnConfig // of connections outside the pool; see connect
-	renewal renewal         // of the TLS files
+	tls     tlsFiles
 	schema  string
 	timeout time.Duration
 	log     *slog.Logger
@@ -78,8 +78,8 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 		return nil, err
 	}
 	s.schema, s.config = schema, pool.ConnConfig.Copy()
-	s.renewal = renewal{opts: opts, timeout: s.timeout, log: s.log, last: pool.ConnConfig.Copy()}
-	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { s.renewal.apply(c); return nil }
+	s.tls = tlsFiles{opts: opts, timeout: s.timeout, log: s.log, last: pool.ConnConfig.Copy()}
+	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { s.tls.apply(c); return nil }
 	pool.MaxConns = DefaultMaxConns
 	if opts.MaxConns > 0 {
 		pool.MaxConns = int32(min(opts.MaxConns, math.MaxInt32))
@@ -95,7 +95,7 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 
 // connect makes a connection outside the pool.
 func (s *Store) connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
-	s.renewal.apply(config)
+	s.tls.apply(config)
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return nil, attempts{err}

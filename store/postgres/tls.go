@@ -28,8 +28,8 @@ func complete(file string) error {
 	return nil
 }
 
-// A renewal keeps what the TLS files that the URL names held when all of them were right.
-type renewal struct {
+// A tlsFiles keeps what the TLS files that the URL names held when all of them were right.
+type tlsFiles struct {
 	opts    Options
 	timeout time.Duration
 	log     *slog.Logger
@@ -42,21 +42,21 @@ type renewal struct {
 // apply makes a connection that is about to be made use what the files hold or, if that
 // can't be used, what they held before. The log is told when it begins to be so, why, and
 // when it is over.
-func (r *renewal) apply(c *pgx.ConnConfig) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+func (f *tlsFiles) apply(c *pgx.ConnConfig) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	// All of it is parsed again, for pgx's verification holds on to the authorities that it
 	// began with.
-	pool, _, err := r.opts.config(r.timeout)
+	pool, _, err := f.opts.config(f.timeout)
 	switch {
 	case err == nil:
-		if r.trouble != "" {
-			r.log.Info("the TLS files of PostgreSQL can be used again")
+		if f.trouble != "" {
+			f.log.Info("the TLS files of PostgreSQL can be used again")
 		}
-		r.last, r.trouble = pool.ConnConfig, ""
-	case err.Error() != r.trouble:
-		r.log.Warn("the TLS files of PostgreSQL can't be used; going on with what they held before", "error", err)
-		r.trouble = err.Error()
+		f.last, f.trouble = pool.ConnConfig, ""
+	case err.Error() != f.trouble:
+		f.log.Warn("the TLS files of PostgreSQL can't be used; going on with what they held before", "error", err)
+		f.trouble = err.Error()
 	}
-	c.TLSConfig, c.Fallbacks = r.last.TLSConfig, r.last.Fallbacks
+	c.TLSConfig, c.Fallbacks = f.last.TLSConfig, f.last.Fallbacks
 }

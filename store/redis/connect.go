@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,7 +101,7 @@ func (s *Store) reach(ctx context.Context, o rueidis.ClientOption, tried func())
 			o.OnInvalidations = nil
 			continue
 		}
-		if last := s.trouble.Load(); *last == nil || (*last).Error() != err.Error() {
+		if last := s.trouble.Load(); *last == nil || cause(*last) != cause(err) {
 			s.log.Warn("Redis is not ready; trying again", "error", stripped(err))
 		}
 		s.trouble.Store(&err)
@@ -111,6 +113,14 @@ func (s *Store) reach(ctx context.Context, o rueidis.ClientOption, tried func())
 		}
 		delay = min(2*delay, maxReachDelay)
 	}
+}
+
+// cause returns what is wrong, whichever server says so.
+func cause(err error) string {
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		return refused.cause
+	}
+	return err.Error()
 }
 
 // forbidsTracking says whether err is that of a server that will not track, now or
@@ -162,20 +172,24 @@ func (s *Store) dial(ctx context.Context, addr string, d *net.Dialer, secure *tl
 	case filepath.IsAbs(addr):
 		conn, err = d.DialContext(ctx, "unix", addr)
 	case secure != nil:
-		conn, err = (&tls.Dialer{NetDialer: d, Config: s.renewal.config()}).DialContext(ctx, "tcp", addr)
+		conn, err = (&tls.Dialer{NetDialer: d, Config: s.tls.config()}).DialContext(ctx, "tcp", addr)
 	default:
 		conn, err = d.DialContext(ctx, "tcp", addr)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	return &countedConn{Conn: conn, answered: s.connected}, nil
+	return &countedConn{Conn: conn, answered: func(words []byte) error {
+		s.connected()
+		return s.opts.refused(addr, words)
+	}}, nil
 }
 
-// A countedConn counts itself with its first answer, before anybody sees that.
+// A countedConn counts itself with its first answer, before anybody sees that, and fails if
+// that says that we are not let in.
 type countedConn struct {
 	net.Conn
-	answered func()
+	answered func(words []byte) error
 	counted  bool
 }
 
@@ -183,9 +197,32 @@ func (c *countedConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 && !c.counted {
 		c.counted = true
-		c.answered()
+		if err := c.answered(b[:n]); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
+}
+
+// A refusedError says that a server, or a sentinel, does not accept the password. rueidis
+// would not say which.
+type refusedError struct{ addr, cause string }
+
+func (e *refusedError) Error() string { return e.addr + " " + e.cause }
+
+// refused returns a *refusedError if words, the first that a server says, are that.
+func (o Options) refused(addr string, words []byte) error {
+	said, ok := strings.CutPrefix(string(words), "-WRONGPASS ")
+	if !ok {
+		return nil
+	}
+	said, _, _ = strings.Cut(said, "\r")
+	user, from := o.Username, o.PasswordFrom
+	if o.Sentinel != nil && slices.Contains(o.Sentinel.Addresses, addr) {
+		user, from = o.Sentinel.Username, o.Sentinel.PasswordFrom
+	}
+	return &refusedError{addr, fmt.Sprintf("does not accept user %s with the password from %s: WRONGPASS %s",
+		cmp.Or(user, "default"), cmp.Or(from, "its options"), said)}
 }
 
 // noCache is a rueidis.CacheStore of nothing. Its Flight and Update are never called,

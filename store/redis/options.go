@@ -34,6 +34,8 @@ type Options struct {
 	// default user.
 	Username string
 	Password coatcheck.Secret
+	// PasswordFrom says where Password was taken from, for errors.
+	PasswordFrom string
 	// KeyPrefix stands before every key, so that several installations can share a
 	// database. It has no braces: they would decide where keys live in a cluster.
 	KeyPrefix string
@@ -53,9 +55,10 @@ type Sentinel struct {
 	Addresses []string // HOST:PORT of sentinels; one that answers is enough
 	Master    string   // the name under which they watch over the primary
 	// Username and Password are for the sentinels; those of Options are for the servers.
-	Username string
-	Password coatcheck.Secret
-	Database int // of the servers
+	Username     string
+	Password     coatcheck.Secret
+	PasswordFrom string
+	Database     int // of the servers
 }
 
 // A Cluster says where a Redis Cluster is. It has no databases but the first.

@@ -34,7 +34,8 @@ type Store struct {
 	prefix  string
 	timeout time.Duration
 	log     *slog.Logger
-	renewal renewal // of the TLS files
+	tls     tlsFiles
+	opts    Options
 
 	current  atomic.Pointer[rueidis.Client] // see redis
 	reached  chan struct{}                  // closed once current is a client of the server
@@ -61,10 +62,12 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if err != nil {
 		return nil, wrap("open", err)
 	}
+	opts.Username = c.Username // which may be the URL's
 	s := &Store{
 		prefix:  opts.KeyPrefix,
 		timeout: opts.Timeout,
 		log:     opts.Logger,
+		opts:    opts,
 		reached: make(chan struct{}),
 		stopped: make(chan struct{}),
 		feeds:   make(map[*store.Feed]bool),
@@ -75,7 +78,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.renewal = renewal{tls: opts.TLS, log: s.log, last: c.TLSConfig}
+	s.tls = tlsFiles{tls: opts.TLS, log: s.log, last: c.TLSConfig}
 	renewed := make(chan struct{})
 	s.renewed.Store(&renewed)
 	s.fillIn(&c)
@@ -135,9 +138,6 @@ func wrap(op string, err error) error {
 // can't write to its disk, or has too few replicas.
 var refusals = []string{"OOM ", "MISCONF ", "NOREPLICAS "}
 
-// strangers begin what a server says to who has not told it the password, or a wrong one.
-var strangers = []string{"NOAUTH ", "WRONGPASS "}
-
 func stripped(err error) error {
 	if e, ok := rueidis.IsRedisErr(err); ok {
 		said, _, _ := strings.Cut(e.Error(), ", with args")
@@ -146,10 +146,8 @@ func stripped(err error) error {
 				return fmt.Errorf("%w: %s", store.ErrRefused, said)
 			}
 		}
-		for _, stranger := range strangers {
-			if strings.HasPrefix(said, stranger) {
-				return fmt.Errorf("%s: set store.redis.username and password_file (those of store.redis.sentinel for Sentinels)", said)
-			}
+		if strings.HasPrefix(said, "NOAUTH ") {
+			return fmt.Errorf("%s: set store.redis.username and password_file (those of store.redis.sentinel for Sentinels)", said)
 		}
 		return errors.New(said)
 	}

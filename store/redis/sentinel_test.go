@@ -36,8 +36,18 @@ func TestSentinel(t *testing.T) {
 	t.Run("Refused", func(t *testing.T) {
 		wrongMaster, wrongPassword := opts, opts
 		wrongMaster.Sentinel = &Sentinel{Addresses: env.Addresses(), Master: "other", Password: opts.Sentinel.Password}
-		wrongPassword.Sentinel = &Sentinel{Addresses: env.Addresses(), Master: testenv.SentinelMaster, Password: "wrong-" + password}
-		for want, opts := range map[string]Options{"No such master": wrongMaster, "WRONGPASS": wrongPassword} {
+		wrongPassword.PasswordFrom = "a file"
+		wrongPassword.Sentinel = &Sentinel{
+			Addresses: env.Addresses(), Master: testenv.SentinelMaster,
+			Password: "wrong-" + password, PasswordFrom: "another file",
+		}
+		wrongPrimary := opts
+		wrongPrimary.Password, wrongPrimary.PasswordFrom = "wrong-"+password, "a file"
+		for want, opts := range map[string]Options{
+			"No such master": wrongMaster,
+			"does not accept user default with the password from another file: WRONGPASS":                   wrongPassword,
+			env.Primary().Addr() + " does not accept user default with the password from a file: WRONGPASS": wrongPrimary,
+		} {
 			if err := open(t, opts).Ping(t.Context()); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), password) {
 				t.Errorf("Ping: %v, want %s", err, want)
 			}

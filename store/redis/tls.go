@@ -85,8 +85,8 @@ func readCertificates(file string) ([]byte, error) {
 	return text, nil
 }
 
-// A renewal keeps what the files of a TLS held when all of them were right.
-type renewal struct {
+// A tlsFiles keeps what the files of a TLS held when all of them were right.
+type tlsFiles struct {
 	tls *TLS
 	log *slog.Logger
 
@@ -97,20 +97,20 @@ type renewal struct {
 
 // config reads the files and returns what they hold or, if that can't be used, what they
 // held before. The log is told when it begins to be so, why, and when it is over.
-func (r *renewal) config() *tls.Config {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	c, err := r.tls.config()
+func (f *tlsFiles) config() *tls.Config {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, err := f.tls.config()
 	if err != nil {
-		if err.Error() != r.trouble {
-			r.log.Warn("the TLS files of Redis can't be used; going on with what they held before", "error", err)
+		if err.Error() != f.trouble {
+			f.log.Warn("the TLS files of Redis can't be used; going on with what they held before", "error", err)
 		}
-		r.trouble = err.Error()
-		return r.last
+		f.trouble = err.Error()
+		return f.last
 	}
-	if r.trouble != "" {
-		r.log.Info("the TLS files of Redis can be used again")
+	if f.trouble != "" {
+		f.log.Info("the TLS files of Redis can be used again")
 	}
-	r.last, r.trouble = c, ""
+	f.last, f.trouble = c, ""
 	return c
 }

@@ -56,28 +56,28 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// tlsFiles are the files of a TLS, in a folder in which they are replaced.
-type tlsFiles struct {
+// A folder holds the files of a TLS, which are replaced.
+type folder struct {
 	TLS
 	t testing.TB
 }
 
-func newTLSFiles(t testing.TB, now *testenv.Certificates) *tlsFiles {
+func newTLSFiles(t testing.TB, now *testenv.Certificates) *folder {
 	t.Helper()
 	dir := t.TempDir()
-	f := &tlsFiles{TLS{CAFile: dir + "/ca.pem", CertFile: dir + "/cert.pem", KeyFile: dir + "/key.pem"}, t}
+	f := &folder{TLS{CAFile: dir + "/ca.pem", CertFile: dir + "/cert.pem", KeyFile: dir + "/key.pem"}, t}
 	f.install(now)
 	return f
 }
 
-func (f *tlsFiles) install(now *testenv.Certificates) {
+func (f *folder) install(now *testenv.Certificates) {
 	f.t.Helper()
 	f.write(f.CAFile, f.read(now.CAFile))
 	f.write(f.CertFile, f.read(now.CertFile))
 	f.write(f.KeyFile, f.read(now.KeyFile))
 }
 
-func (f *tlsFiles) read(file string) string {
+func (f *folder) read(file string) string {
 	f.t.Helper()
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -86,7 +86,7 @@ func (f *tlsFiles) read(file string) string {
 	return string(text)
 }
 
-func (f *tlsFiles) write(file, text string) {
+func (f *folder) write(file, text string) {
 	f.t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		f.t.Fatal(err)
@@ -209,7 +209,7 @@ func TestTLSBrokenAtOnce(t *testing.T) {
 	}
 	files.write(files.CAFile, "")
 	var log logged
-	r := renewal{tls: &files.TLS, log: log.logger(), last: before}
+	r := tlsFiles{tls: &files.TLS, log: log.logger(), last: before}
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
