@@ -18,7 +18,7 @@ import (
 func TestChanges(t *testing.T) {
 	parse := func(text string) *Config {
 		t.Helper()
-		c, err := Parse("coatcheck.yaml", []byte(text))
+		c, err := parsed("coatcheck.yaml", []byte(text))
 		if err != nil {
 			t.Fatal(err)
 		}

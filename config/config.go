@@ -17,13 +17,12 @@ import (
 	"github.com/coatcheck/coatcheck"
 )
 
-// Config is a whole configuration. One that [Load] or [Parse] returned is complete
-// and consistent; it must not be changed after that. All paths of files in it are
+// Config is a whole configuration. One that [Load] returned is complete and
+// consistent; it must not be changed after that. All paths of files in it are
 // resolved against the folder of the configuration file.
 type Config struct {
 	// Node names this node in events, logs and the registry: 1 to 64 printable ASCII
-	// characters without spaces. Default the host's name, which Load asks for and Parse
-	// leaves empty. Nothing depends on it, but no two nodes should have the same.
+	// characters without spaces. Default the host's name. Nothing depends on it, but no two nodes should have the same.
 	Node string `yaml:"node"`
 	// Listen is the address of the proxy, host:port. Default 127.0.0.1:4180. An
 	// empty host means all interfaces, port 0 a free one.

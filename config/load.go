@@ -42,17 +42,8 @@ func LoadWithKeys(path string, check func(*Config) error) (*Config, error) {
 	return v.result()
 }
 
-// Parse reads a configuration from data, without touching a file, the environment or
-// the machine, so the secrets in its result are empty, and so is what else Load fills in. name stands in messages, and
-// relative paths are resolved against its folder. Its error is of type [Errors].
-func Parse(name string, data []byte) (*Config, error) {
-	v, err := parse(name, data)
-	if err != nil {
-		return nil, err
-	}
-	return v.result()
-}
-
+// parse reads a configuration from data, without touching a file, the environment or the
+// machine. name stands in messages, and relative paths are resolved against its folder.
 func parse(name string, data []byte) (*validator, error) {
 	src := newSource(name, data)
 	root, err := src.parse(data)

@@ -154,7 +154,7 @@ func TestPathsAreResolvedAgainstTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := string(data) + "store: {sqlite: {file: data/c.db}}\n"
-	cfg, err := Parse(filepath.Join("etc", "c.yaml"), []byte(text))
+	cfg, err := parsed(filepath.Join("etc", "c.yaml"), []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestWarnings(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.Replace(string(data), "web@127.0.0.1", "redis.internal", 1) + "admin: {listen: \":4181\"}\n"
-	cfg, err := Parse("coatcheck.yaml", []byte(text))
+	cfg, err := parsed("coatcheck.yaml", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,14 +424,14 @@ func TestLoadFailures(t *testing.T) {
 			t.Errorf("Load(%s) = %v, want %q", path, err, want)
 		}
 	}
-	if _, err := Parse("c.yaml", make([]byte, 10<<20)); err == nil || err.Error() != "c.yaml: the file is larger than 256 KiB" {
-		t.Errorf("Parse of 10 MiB = %v", err)
+	if _, err := parsed("c.yaml", make([]byte, 10<<20)); err == nil || err.Error() != "c.yaml: the file is larger than 256 KiB" {
+		t.Errorf("parsed of 10 MiB = %v", err)
 	}
 }
 
 // TestRoutesWithoutRule: where some routes have a rule, those without one are named.
 func TestRoutesWithoutRule(t *testing.T) {
-	cfg, err := Parse("coatcheck.yaml", []byte(`
+	cfg, err := parsed("coatcheck.yaml", []byte(`
 public_url: https://app.example.com
 providers:
   - {name: corp, issuer: https://idp.example.com, client_id: web, client_secret_env: SECRET}
@@ -461,7 +461,7 @@ func TestTotalBelowOneUser(t *testing.T) {
 		"{total: 2}":                          false,
 		"{per_user: 3}":                       false,
 	} {
-		cfg, err := Parse("coatcheck.yaml", []byte(`
+		cfg, err := parsed("coatcheck.yaml", []byte(`
 public_url: https://app.example.com
 session: {limits: `+limits+`}
 providers:

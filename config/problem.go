@@ -10,7 +10,7 @@ import (
 // A Problem is one thing that is wrong with a configuration. None of its fields
 // holds a secret.
 type Problem struct {
-	File    string // the configuration file as it was named to Load or Parse
+	File    string // the configuration file as it was named to Load
 	Path    string // the key, as in routes[1].upstream; empty for the file as a whole
 	Line    int    // counted from 1; 0 if the file could not be read at all
 	Column  int    // counted from 1, in characters

@@ -244,7 +244,7 @@ func TestNode(t *testing.T) {
 		t.Errorf("Node = %q, want %q (%v)", cfg.Node, name, err)
 	}
 	if got := mustParse(t, "testdata/smallest.good.yaml").Node; got != "" {
-		t.Errorf("Parse asks the machine for its name: %q", got)
+		t.Errorf("parsing asks the machine for its name: %q", got)
 	}
 	file := filepath.Join(dir, "coatcheck.yaml")
 	text, err := os.ReadFile(file)

@@ -159,16 +159,15 @@ func (b *breaker) hint() {
 	}
 }
 
-// begun returns what an answer that is heard otherwise has to be stood for with.
+// begun returns the round in which a ping begins, for stand.
 func (b *breaker) begun() uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.round
 }
 
-// stand is hint with an answer to a question like that of the calls. It stands for one of
-// theirs while none is under way that tells more: where nobody calls, it closes a breaker
-// that would wait for calls.
+// stand is hint, and counts a ping's answer as a call's if the round is still that of began
+// and no call is under way: without calls the breaker would stay half-open.
 func (b *breaker) stand(began uint64) {
 	b.hint()
 	b.mu.Lock()

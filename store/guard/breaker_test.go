@@ -20,7 +20,7 @@ func TestBreakerThroughOutages(t *testing.T) {
 		answer func(context.Context) error
 	}
 	// An outage has been noticed once a second call of each caller has timed out.
-	const notices = 2 * DefaultTimeout
+	const notices = 2 * defaultTimeout
 	kinds := []func(context.Context) error{hangs, answers(errDown), slowly(700*time.Millisecond, errDown)}
 	rapid.Check(t, func(t *rapid.T) {
 		phases := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) phase {
@@ -46,7 +46,7 @@ func TestBreakerThroughOutages(t *testing.T) {
 					for ctx.Err() == nil {
 						err := get(context.Background(), b)
 						mu.Lock()
-						well := !down && time.Since(up) > pause+DefaultTimeout+tolerance
+						well := !down && time.Since(up) > pause+defaultTimeout+tolerance
 						mu.Unlock()
 						if well && err != nil {
 							t.Errorf("the store answers, and a call got %v", err)
@@ -73,7 +73,7 @@ func TestBreakerThroughOutages(t *testing.T) {
 				if n := d.calls.Load() - noticed; n > probes*int64(1+(lasts-min(lasts, notices))/pause) {
 					t.Errorf("%d calls at a backend that is known to be gone for %s", n, lasts-notices)
 				}
-				healthy(pause + DefaultTimeout + 2*tolerance)
+				healthy(pause + defaultTimeout + 2*tolerance)
 				if reads, _ := b.States(); reads != Closed {
 					t.Errorf("after the outage reads are %s", reads)
 				}

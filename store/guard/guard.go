@@ -31,18 +31,18 @@ type Options struct {
 	Timeout time.Duration
 	// Concurrent is how many calls are at the backend at once; default 256.
 	Concurrent int
-	// Queue is how many more may wait for that; default 4096.
-	Queue int
 	// Logger is told when the backend stops and starts answering. Required.
 	Logger *slog.Logger
 }
 
 // The defaults of Options.
 const (
-	DefaultTimeout    = 2 * time.Second
-	DefaultConcurrent = 256
-	DefaultQueue      = 4096
+	defaultTimeout    = 2 * time.Second
+	defaultConcurrent = 256
 )
+
+// queue is how many calls may wait while others are at the backend.
+const queue = 4096
 
 // Pings have a bound of their own, so that readiness is told when all else is full.
 const (
@@ -76,8 +76,8 @@ func New(b store.Backend, o Options) *Backend {
 	}
 	return &Backend{
 		next:    b,
-		timeout: positive(o.Timeout, DefaultTimeout),
-		calls:   newSlots(positive(o.Concurrent, DefaultConcurrent), positive(o.Queue, DefaultQueue)),
+		timeout: positive(o.Timeout, defaultTimeout),
+		calls:   newSlots(positive(o.Concurrent, defaultConcurrent), queue),
 		pings:   newSlots(concurrentPings, queuedPings),
 		reads:   &breaker{turned: logged("read")},
 		writes:  &breaker{turned: logged("write")},
@@ -101,7 +101,7 @@ func do[T any](ctx context.Context, b *Backend, br *breaker, op string, call fun
 	defer cancel()
 	p, err := b.enter(guarded, br)
 	if err != nil {
-		return none, b.refused(ctx, op, err)
+		return none, refused(ctx, op, err)
 	}
 	verdict := unheard // should call panic
 	defer func() { p.leave(verdict, err) }()
@@ -147,7 +147,7 @@ func (p pass) leave(v verdict, cause error) {
 
 // refused names the reason why a call was not made: one that gave up waiting says ErrBusy,
 // unless its caller gave up first.
-func (b *Backend) refused(caller context.Context, op string, err error) error {
+func refused(caller context.Context, op string, err error) error {
 	switch {
 	case errors.Is(err, ErrOpen), errors.Is(err, ErrBusy):
 	case caller.Err() != nil:
@@ -220,7 +220,7 @@ func (b *Backend) Ping(ctx context.Context) error {
 	guarded, cancel := context.WithTimeout(ctx, b.timeout)
 	defer cancel()
 	if err := b.pings.take(guarded); err != nil {
-		return b.refused(ctx, "ping", err)
+		return refused(ctx, "ping", err)
 	}
 	defer b.pings.free()
 	began := b.reads.begun()

@@ -185,8 +185,8 @@ func TestEveryCallHasADeadline(t *testing.T) {
 				b := New(&backend{answer: hangs}, Options{Logger: quiet()})
 				start := time.Now()
 				err := c.do(t.Context(), b)
-				if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != DefaultTimeout {
-					t.Errorf("%v after %s, want the deadline of %s", err, took, DefaultTimeout)
+				if took := time.Since(start); !errors.Is(err, context.DeadlineExceeded) || took != defaultTimeout {
+					t.Errorf("%v after %s, want the deadline of %s", err, took, defaultTimeout)
 				}
 
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
@@ -363,7 +363,7 @@ func TestCallersInAHurryOpenIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := New(&backend{answer: hangs}, Options{Logger: quiet()})
 		wreck(t, b, func(ctx context.Context, b *Backend) error {
-			ctx, cancel := context.WithTimeout(ctx, DefaultTimeout/4)
+			ctx, cancel := context.WithTimeout(ctx, defaultTimeout/4)
 			defer cancel()
 			return get(ctx, b)
 		})
@@ -508,7 +508,7 @@ func TestPingsCloseReads(t *testing.T) {
 
 		// Nor does a ping from before the breaker opened say anything of now.
 		b = New(d, Options{Logger: quiet()})
-		d.answer = slowly(DefaultTimeout-time.Millisecond, nil)
+		d.answer = slowly(defaultTimeout-time.Millisecond, nil)
 		for range 2 * probes {
 			wg.Go(func() { _ = b.Ping(t.Context()) })
 		}

@@ -35,7 +35,8 @@ func TestBounds(t *testing.T) {
 			d.answer = func(ctx context.Context) error {
 				return slowly(ctx.Value(takes{}).(time.Duration), nil)(ctx)
 			}
-			b := New(d, Options{Logger: quiet(), Concurrent: concurrent, Queue: queue})
+			b := New(d, Options{Logger: quiet()})
+			b.calls = newSlots(concurrent, queue)
 			var mu sync.Mutex // guards what follows
 			present, most := 0, 0
 			var wg sync.WaitGroup
@@ -55,10 +56,10 @@ func TestBounds(t *testing.T) {
 					mu.Lock()
 					defer mu.Unlock()
 					present--
-					if took > min(DefaultTimeout, time.Duration(c.leaves)*time.Millisecond) {
+					if took > min(defaultTimeout, time.Duration(c.leaves)*time.Millisecond) {
 						t.Errorf("a call took %s", took)
 					}
-					if errors.Is(err, ErrBusy) && took < DefaultTimeout && most <= concurrent+queue {
+					if errors.Is(err, ErrBusy) && took < defaultTimeout && most <= concurrent+queue {
 						t.Errorf("refused after %s with at most %d callers", took, most)
 					}
 				})
@@ -77,7 +78,8 @@ func TestBounds(t *testing.T) {
 func TestQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &backend{answer: func(context.Context) error { time.Sleep(time.Minute); return nil }} // honours no deadline
-		b := New(d, Options{Logger: quiet(), Concurrent: 1, Queue: 2})
+		b := New(d, Options{Logger: quiet()})
+		b.calls = newSlots(1, 2)
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() { _ = get(t.Context(), b) })
@@ -96,8 +98,8 @@ func TestQueue(t *testing.T) {
 		waits(ctx, 0, context.Canceled)
 		cancel() // which makes room for another one
 		synctest.Wait()
-		waits(t.Context(), DefaultTimeout, ErrBusy)
-		waits(t.Context(), DefaultTimeout, ErrBusy)
+		waits(t.Context(), defaultTimeout, ErrBusy)
+		waits(t.Context(), defaultTimeout, ErrBusy)
 		start := time.Now()
 		if err := get(t.Context(), b); !errors.Is(err, ErrBusy) || time.Since(start) != 0 {
 			t.Errorf("beyond the queue: %v after %s", err, time.Since(start))
@@ -128,7 +130,7 @@ func TestWaitingAsTheBreakerOpens(t *testing.T) {
 		if n := d.calls.Load(); n >= 2*tolerated {
 			t.Errorf("%d calls were made, %d refused", n, open.Load())
 		}
-		if took := time.Since(start); took > DefaultTimeout {
+		if took := time.Since(start); took > defaultTimeout {
 			t.Errorf("all that took %s", took)
 		}
 	})
@@ -140,7 +142,7 @@ func TestRefusedAtOnceThoughAllSlotsAreTaken(t *testing.T) {
 		d := &backend{answer: answers(errDown)}
 		b := New(d, Options{Logger: quiet(), Concurrent: 1})
 		wreck(t, b, get)
-		d.answer = slowly(DefaultTimeout/2, nil)
+		d.answer = slowly(defaultTimeout/2, nil)
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() { _ = touch(t.Context(), b) })

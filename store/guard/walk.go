@@ -77,7 +77,7 @@ type walk struct {
 func (w *walk) start(ctx context.Context) error {
 	p, err := w.b.enter(ctx, w.b.reads)
 	if err != nil {
-		return w.b.refused(w.caller, w.op, err)
+		return refused(w.caller, w.op, err)
 	}
 	w.pass, w.held = p, true
 	return nil
@@ -87,7 +87,7 @@ func (w *walk) start(ctx context.Context) error {
 func (w *walk) resume(ctx context.Context) error {
 	w.timer.Reset(w.b.timeout)
 	if err := w.b.calls.take(ctx); err != nil {
-		return w.b.refused(w.caller, w.op, err)
+		return refused(w.caller, w.op, err)
 	}
 	w.pass, w.held = pass{slots: w.b.calls}, true
 	return nil

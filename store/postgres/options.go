@@ -22,8 +22,8 @@ import (
 
 // What zero stands for in Options.
 const (
-	DefaultTimeout  = 2 * time.Second
-	DefaultMaxConns = 16
+	defaultTimeout  = 2 * time.Second
+	defaultMaxConns = 16
 )
 
 // DefaultSchema is the schema that coatcheck's tables are in, unless the URL's
@@ -49,10 +49,10 @@ type Options struct {
 	URL      string
 	Password coatcheck.Secret
 	// Timeout bounds every call but Migrate, Watch and Follow, on top of the caller's own
-	// deadline, and each attempt to connect to a host. Zero means DefaultTimeout.
+	// deadline, and each attempt to connect to a host. Zero means 2 s.
 	Timeout time.Duration
 	// MaxConns bounds the connections of calls. Each Watch and Follow has one more. Zero
-	// means DefaultMaxConns.
+	// means 16.
 	MaxConns int
 	// Logger is told when the reaper fails, when a feed breaks, and of TLS files that can't
 	// be used any more. Nil: nobody is.

@@ -68,7 +68,7 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s := &Store{timeout: opts.Timeout, log: opts.Logger}
 	if s.timeout <= 0 {
-		s.timeout = DefaultTimeout
+		s.timeout = defaultTimeout
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -80,7 +80,7 @@ func start(ctx context.Context, opts Options) (*Store, error) {
 	s.schema, s.config = schema, pool.ConnConfig.Copy()
 	s.tls = tlsFiles{opts: opts, timeout: s.timeout, log: s.log, last: pool.ConnConfig.Copy()}
 	pool.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { s.tls.apply(c); return nil }
-	pool.MaxConns = DefaultMaxConns
+	pool.MaxConns = defaultMaxConns
 	if opts.MaxConns > 0 {
 		pool.MaxConns = int32(min(opts.MaxConns, math.MaxInt32))
 	}

@@ -14,10 +14,10 @@ import (
 
 const clusterSlots = 16384
 
-// hearCluster asks all nodes who they are, and returns once the primaries of all slots
-// have answered: what changes when the slots or their primaries do, and whether a slot
-// is moving to a node that was not heard. Each primary speaks for itself, and one that
-// has lost the others, and may have been replaced, for nobody.
+// hearCluster asks all nodes who they are, and returns once the primaries of all slots have
+// answered. primaries changes when they or their slots do; moving: a slot is on its way to a
+// node that was not heard. Each primary speaks for itself, and one that has lost the others,
+// and may have been replaced, for nobody.
 func hearCluster(ctx context.Context, client rueidis.Client, under *sync.WaitGroup) (primaries string, moving bool, err error) {
 	nodes := client.Nodes()
 	answers := make(chan clusterAnswer, len(nodes))

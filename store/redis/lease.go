@@ -65,7 +65,7 @@ func (s *Store) Acquire(ctx context.Context, name string, ttl time.Duration) (st
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	l := &lease{s: s, key: s.prefix + "l:" + name, token: rand.Text()}
-	fence, err := l.run(ctx, acquireScript, l.lives(ttl)...).AsUint64()
+	fence, err := l.run(ctx, acquireScript, lives(ttl)...).AsUint64()
 	if rueidis.IsRedisNil(err) {
 		return nil, store.ErrHeld
 	}
@@ -88,7 +88,7 @@ func (l *lease) run(ctx context.Context, script *script, args ...string) rueidis
 }
 
 // lives returns how long a lease lives, and how long its key.
-func (l *lease) lives(ttl time.Duration) []string {
+func lives(ttl time.Duration) []string {
 	ttl = max(ttl, store.MinTTL)
 	return []string{ms(ttl), ms(ttl + fenceMemory)}
 }
@@ -100,7 +100,7 @@ func (l *lease) Fence() uint64 { return l.fence }
 func (l *lease) Renew(ctx context.Context, ttl time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, l.s.timeout)
 	defer cancel()
-	held, err := l.run(ctx, renewLeaseScript, l.lives(ttl)...).AsInt64()
+	held, err := l.run(ctx, renewLeaseScript, lives(ttl)...).AsInt64()
 	if err == nil && held == 0 {
 		return store.ErrLost
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/coatcheck/coatcheck"
 )
 
-// DefaultTimeout is the Options.Timeout that zero stands for.
-const DefaultTimeout = time.Second
+// defaultTimeout is the Options.Timeout that zero stands for.
+const defaultTimeout = time.Second
 
 // Options say which Redis, and how to use it. Exactly one of URL, Sentinel and Cluster
 // says where it is.
@@ -40,7 +40,7 @@ type Options struct {
 	// database. It has no braces: they would decide where keys live in a cluster.
 	KeyPrefix string
 	// Timeout bounds every call, connecting included, on top of the caller's own
-	// deadline. Zero means DefaultTimeout. Two cases stretch it: a call that waits
+	// deadline. Zero means a second. Two cases stretch it: a call that waits
 	// for another one's attempt to connect waits for all of it, whatever its own
 	// deadline, and of over a thousand calls that hang at once some take twice as
 	// long.

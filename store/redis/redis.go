@@ -73,7 +73,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		feeds:   make(map[*store.Feed]bool),
 	}
 	if s.timeout <= 0 {
-		s.timeout = DefaultTimeout
+		s.timeout = defaultTimeout
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
