@@ -338,6 +338,14 @@ func TestSessions(t *testing.T) {
 	s.wantRevoked(bob)
 	s.wantRevoked(carol)
 
+	// Somebody who stops it is not told that all went well.
+	stopped, stop := context.WithCancel(t.Context())
+	stop()
+	var said bytes.Buffer
+	if code := run(stopped, []string{"session", "end", "--all", "--yes", "--config", s.file}, console{&said, io.Discard}); code != exitFailed || said.Len() > 0 {
+		t.Errorf("stopped: exit status %d, says %q", code, &said)
+	}
+
 	// A store that does not answer: nothing is known, and nothing is claimed.
 	s.redis.Stop()
 	for _, args := range [][]string{{"list"}, {"list", "--json"}, {"end", "--all", "--yes"}, {"end", "--user", "alice"}, {"end", "--session", ref}} {
