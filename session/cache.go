@@ -32,7 +32,6 @@ import (
 type cache struct {
 	lease  time.Duration
 	room   int // bytes of a shard
-	logger *slog.Logger
 	key    [sha256.Size]byte
 	shards [cacheShards]cacheShard
 
@@ -44,6 +43,8 @@ type cache struct {
 	lastCurrent [16]atomic.Int64
 
 	hits, misses, stale atomic.Uint64
+
+	logger *slog.Logger
 }
 
 const (
