@@ -82,7 +82,7 @@ func (p *RelyingParty) newKeySet(uri string) *keySet {
 // *fetchError if the keys could not be had, or the context's error.
 func (s *keySet) VerifySignature(ctx context.Context, token string) ([]byte, error) {
 	jws, err := jose.ParseSignedCompact(token, signingAlgorithms)
-	if err != nil {
+	if err != nil || len(jws.Signatures[0].Signature) == 0 {
 		return nil, errors.New("not a signed token in compact form")
 	}
 	keys, loaded := s.known()

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"log/slog"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/session"
@@ -82,17 +83,20 @@ var endings = map[coatcheck.Reason]explanation{
 	},
 }
 
+const limitNext = "Sign out on a device you no longer use, or from any device on which you are signed in, at “Your sessions”; then sign in again. " +
+	"A session that is not used ends by itself after a while. If you no longer have any of these devices, ask the people who run this site."
+
 // limits has a row for every store.LimitKind.
 var limits = map[store.LimitKind]explanation{
 	store.LimitUser: {
 		"You are signed in on too many devices",
 		"Your account may be signed in to this site on a limited number of devices at once, and that number is reached.",
-		"Sign out on a device you no longer use, then sign in again.",
+		limitNext,
 	},
 	store.LimitApp: {
 		"You are signed in on too many devices",
 		"Your account may be signed in to this application on a limited number of devices at once, and that number is reached.",
-		"Sign out on a device you no longer use, then sign in again.",
+		limitNext,
 	},
 	store.LimitTotal: {
 		"All places of this site are taken",
@@ -100,6 +104,23 @@ var limits = map[store.LimitKind]explanation{
 		"Wait until a place is free, then sign in again. That is when somebody signs out, or has not used this site for a while.",
 	},
 }
+
+// What other errors stand for that need a word of their own.
+var (
+	errNoLogout = errors.New("the query does not name one session of the provider's, by iss and sid")
+	noLogout    = explanation{
+		"Nobody was signed out",
+		"The sign-in provider was expected to say here whose session has ended, and what came does not say that.",
+		"If you run this site: the provider must send iss and sid (frontchannel_logout_session_required). If you came to use it: this address is not for people.",
+	}
+
+	errNoSuchSession = errors.New("no session of this person has that name")
+	noSuchSession    = explanation{
+		"That session has ended",
+		"You have no session of that name. It may have ended already.",
+		"Look at the list of your sessions again.",
+	}
+)
 
 // ended returns err, the CodeSignInRequired of a request, with the reason why its session has
 // ended, where the request's cookie is of one of which that is known.
@@ -126,6 +147,10 @@ func (a answer) explained(err error) (answer, coatcheck.Reason) {
 		e, reason = endings[ended.Reason], ended.Reason
 	case errors.As(err, &limit):
 		e = limits[limit.Limit]
+	case errors.Is(err, errNoLogout):
+		e, a.level = noLogout, slog.LevelWarn
+	case errors.Is(err, errNoSuchSession):
+		e = noSuchSession
 	}
 	if e != (explanation{}) {
 		a.title, a.text, a.next = e.title, e.text, e.next

@@ -108,11 +108,11 @@ func (p *Proxy) frontChannelLogout(x *exchange) error {
 	const op = "proxy.logout"
 	query, err := url.ParseQuery(x.req.RawQuery)
 	if err != nil {
-		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("the query is malformed"))
+		return coatcheck.E(coatcheck.CodeMalformed, op, errNoLogout)
 	}
 	issuer, sid := query["iss"], query["sid"]
 	if len(issuer) != 1 || len(sid) != 1 || sid[0] == "" || issuer[0] != p.SignIn.Issuer {
-		return coatcheck.E(coatcheck.CodeMalformed, op, errors.New("the query does not name one session of the provider's"))
+		return coatcheck.E(coatcheck.CodeMalformed, op, errNoLogout)
 	}
 	ended, err := p.Sessions.EndAll(x.r.Context(), session.Query{Issuer: issuer[0], SID: sid[0]}, "", coatcheck.ReasonFrontChannel)
 	if err != nil {

@@ -365,6 +365,10 @@ func TestFrontChannelLogout(t *testing.T) {
 		if w.Code != http.StatusBadRequest || w.Header().Get("X-Frame-Options") != "DENY" || !r.alive(t, alice) {
 			t.Errorf("%s: %d", query, w.Code)
 		}
+		if !strings.Contains(w.Body.String(), "Nobody was signed out") || !strings.Contains(r.log.String(), `"level":"WARN","msg":"request refused"`) {
+			t.Errorf("%s: nobody is told what was missing: %s", query, w.Body)
+		}
+		r.log.Reset()
 	}
 	target := "/oauth2/frontchannel-logout?iss=" + iss + "&sid=s1"
 	if w := r.serveHTTP("POST", target, ""); w.Code != http.StatusMethodNotAllowed {

@@ -189,7 +189,8 @@ var signInUnknown = answer{
 // who were refused together do not come back together.
 func retryAfter() string { return strconv.Itoa(1 + rand.IntN(3)) }
 
-// render answers with an error. It is the only place where an error becomes HTTP.
+// render answers with an error. It is the only place where an error becomes HTTP, but for
+// the back channel, whose answers OpenID Connect prescribes.
 func (p *Proxy) render(x *exchange, err error) {
 	code := coatcheck.CodeOf(err)
 	if code == coatcheck.CodeSignInRequired {

@@ -166,7 +166,7 @@ func (p *Proxy) endSessions(x *exchange) error {
 			if !x.accepts("application/json") {
 				return p.listSessions(x, http.StatusNotFound, "That session had ended already.")
 			}
-			return coatcheck.E(coatcheck.CodeNotFound, op, errors.New("no session of this person has that name"))
+			return coatcheck.E(coatcheck.CodeNotFound, op, errNoSuchSession)
 		}
 		if err := p.Sessions.Revoke(ctx, list[i], coatcheck.ReasonSignedOutElsewhere); err != nil {
 			return coatcheck.E(coatcheck.CodeUnknown, op, err)

@@ -200,7 +200,8 @@ func TestEndSessionsUnknown(t *testing.T) {
 	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=others&end=everywhere", formHeader, asScript, alice); w.Code != http.StatusBadRequest {
 		t.Errorf("two answers at once: %d", w.Code)
 	}
-	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=0", formHeader, asScript, alice); w.Code != http.StatusNotFound || errorOf(t, w) != coatcheck.CodeNotFound {
+	if w = r.serveHTTP("POST", "/oauth2/sessions", "end=0", formHeader, asScript, alice); w.Code != http.StatusNotFound || errorOf(t, w) != coatcheck.CodeNotFound ||
+		!strings.Contains(w.Body.String(), "You have no session of that name") {
 		t.Errorf("nobody's session: %d: %s", w.Code, w.Body)
 	}
 	asScript.Set("Sec-Fetch-Site", "same-site")

@@ -126,7 +126,7 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 		})
 	}
 	n.logger.Info("serving", "address", public.Addr().String(), "public_url", first.cfg.PublicURL.String(),
-		"store", first.cfg.Store.Driver, "version", version())
+		"node", first.cfg.Node, "store", first.cfg.Store.Driver, "version", version())
 
 	select {
 	case <-ctx.Done():
