@@ -22,7 +22,8 @@ import (
 // resolved against the folder of the configuration file.
 type Config struct {
 	// Node names this node in events, logs and the registry: 1 to 64 printable ASCII
-	// characters without spaces. Default the host's name. Nothing depends on it, but no two nodes should have the same.
+	// characters without spaces. Default the host's name. Nothing depends on it, but no two
+	// nodes should have the same.
 	Node string `yaml:"node"`
 	// Listen is the address of the proxy, host:port. Default 127.0.0.1:4180. An
 	// empty host means all interfaces, port 0 a free one.

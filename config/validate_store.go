@@ -250,6 +250,8 @@ func (v *validator) postgresQuery(path, text string, hosts int) {
 			v.refuse(path, "the parameter %s must be one of %s", name, strings.Join(values, ", "))
 		case (name == "sslrootcert" && value != "system" || name == "sslcert" || name == "sslkey") && !filepath.IsAbs(value):
 			v.refuse(path, "the parameter %s must be the absolute path of a file", name)
+		case value == "":
+			v.refuse(path, "the parameter %s is empty", name)
 		case name == "search_path" && !postgresSchema.MatchString(value):
 			v.refuse(path, "the parameter search_path must be the name of one schema: up to 30 lower-case letters, digits and underscores")
 		case name == "target_session_attrs" && value == "any" && hosts > 1:

@@ -148,7 +148,7 @@ func parseURL(text string) (map[string]string, error) {
 		user, authority = authority[:at+1], authority[at+1:]
 	}
 	u, err := url.Parse(scheme + "://" + user + "host" + rest)
-	if err != nil || u.Fragment != "" {
+	if err != nil || strings.Contains(rest, "#") {
 		return nil, errors.New("the url can't be parsed")
 	}
 	if _, set := u.User.Password(); set {
@@ -167,7 +167,7 @@ func parseURL(text string) (map[string]string, error) {
 		"sslrootcert": "", "sslcert": "", "sslkey": "",
 		"application_name": "coatcheck", "search_path": DefaultSchema,
 	}
-	if settings["user"] == "" || settings["dbname"] == "" {
+	if settings["user"] == "" || settings["dbname"] == "" || strings.Contains(settings["dbname"], "/") {
 		return nil, errors.New("the url must name a user and a database")
 	}
 	if local {
@@ -181,10 +181,14 @@ func parseURL(text string) (map[string]string, error) {
 		return nil, errors.New("the url can't be parsed")
 	}
 	for name, values := range query {
-		if !slices.Contains(parameters, name) || len(values) > 1 {
-			return nil, errors.New("the url has a parameter that means nothing here, or one twice; those that may stand there are " + strings.Join(parameters, ", "))
+		if !slices.Contains(parameters, name) || len(values) > 1 || values[0] == "" {
+			// pgx takes an empty sslmode for prefer.
+			return nil, errors.New("the url has a parameter that means nothing here, or is empty, or stands there twice; those that may stand there are " + strings.Join(parameters, ", "))
 		}
 		settings[name] = values[0]
+	}
+	if how := settings["sslnegotiation"]; how != "" && how != "postgres" && how != "direct" {
+		return nil, errors.New("the url's sslnegotiation must be postgres or direct")
 	}
 	if session := settings["target_session_attrs"]; session != "read-write" && session != "primary" && (session != "any" || len(hosts) > 1) {
 		return nil, errors.New("the url's target_session_attrs must be read-write or primary, for a server that takes no writes is no store")
@@ -197,7 +201,7 @@ func parseHosts(list string) (hosts, ports []string, local bool, err error) {
 	local = true
 	for place := range strings.SplitSeq(list, ",") {
 		u, err := url.Parse("postgres://" + place)
-		if err != nil || u.Hostname() == "" || u.Host != place {
+		if err != nil || u.Hostname() == "" || u.Host != place || strings.HasSuffix(place, ":") {
 			return nil, nil, false, errors.New("the url must name its hosts with commas between them")
 		}
 		port := u.Port()

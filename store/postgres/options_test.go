@@ -23,7 +23,7 @@ func TestURLs(t *testing.T) {
 	const (
 		wrongHosts   = "error: the url must name its hosts with commas between them"
 		wrongNames   = "error: the url must name a user and a database"
-		wrongParam   = "error: the url has a parameter that means nothing here, or one twice; those that may stand there are sslmode, sslrootcert, sslcert, sslkey, sslnegotiation, target_session_attrs, application_name, search_path"
+		wrongParam   = "error: the url has a parameter that means nothing here, or is empty, or stands there twice; those that may stand there are sslmode, sslrootcert, sslcert, sslkey, sslnegotiation, target_session_attrs, application_name, search_path"
 		wrongSession = "error: the url's target_session_attrs must be read-write or primary, for a server that takes no writes is no store"
 		wrongSchema  = "error: the url's search_path must be the name of one schema: up to 30 lower-case letters, digits and underscores"
 	)
@@ -53,6 +53,11 @@ func TestURLs(t *testing.T) {
 		{"postgres://app@a/web?host=b", wrongParam},
 		{"postgres://app@a/web?options=-c%20x", wrongParam},
 		{"postgres://app@a/web?sslmode=disable&sslmode=verify-full", wrongParam},
+		{"postgres://app@a/web?sslmode=", wrongParam},
+		{"postgres://app@a/web?sslnegotiation=of-the-test", "error: the url's sslnegotiation must be postgres or direct"},
+		{"postgres://app@a/web/of-the-test", wrongNames},
+		{"postgres://app@a:/web", wrongHosts},
+		{"postgres://app@a/web#", "error: the url can't be parsed"},
 		{"postgres://app@a/web?sslmode=of-the-test", "error: sslmode is invalid"},
 		{"postgres://app@a/web?sslrootcert=/none.pem", "error: unable to read CA file: open /none.pem: no such file or directory"},
 		{"postgres://app@a/web?sslcert=/none.pem", `error: both "sslcert" and "sslkey" are required`},

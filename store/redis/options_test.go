@@ -72,6 +72,14 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// Sentinels that refuse a password take turns in saying so. The log is told once.
+func TestCause(t *testing.T) {
+	one, other := &refusedError{"a:1", "does not accept it"}, fmt.Errorf("wrapped: %w", &refusedError{"b:2", "does not accept it"})
+	if cause(one) != cause(other) || cause(one) == cause(errors.New("another")) {
+		t.Errorf("%q, %q", cause(one), cause(other))
+	}
+}
+
 func TestURLs(t *testing.T) {
 	for _, tc := range []struct{ url, want string }{
 		{"redis://redis.example", "[redis.example:6379] 0 plain"},
