@@ -24,6 +24,9 @@ const (
 	reportLimit = 5 * time.Second
 	// memberLife is for how long after its last report a node counts as live.
 	memberLife = 30 * time.Second
+	// settles is how long a node has been listed when it knows of all others: each has
+	// reported in that time, also where none could before.
+	settles = reportEvery*5/4 + reportAgain + reportLimit
 	// listLife is how long the list stays when nobody writes it any more.
 	listLife = time.Minute
 	// attempts bounds how often a node tries to write the list before others do.
@@ -39,7 +42,8 @@ type Member struct {
 	Version  string   // of coatcheck
 	Keys     []string // the IDs of the keys that it can open with
 	Seals    string   // the ID of the key that it seals with
-	// Since and Seen are when it reported first and last, by the store's clock.
+	// Since and Seen are when it reported first and last, by the store's clock. Who has not
+	// reported for half a minute begins anew.
 	Since, Seen time.Time
 }
 
@@ -124,10 +128,10 @@ func (m *Members) Report(ctx context.Context) ([]Member, error) {
 			switch {
 			case err != nil:
 				return 0, err
-			case instance == m.instance:
-				self.Since = other.Since
 			case now.Sub(other.Seen) > memberLife:
 				delete(l.nodes, instance)
+			case instance == m.instance:
+				self.Since = other.Since
 			default:
 				live = append(live, other)
 			}
@@ -140,6 +144,13 @@ func (m *Members) Report(ctx context.Context) ([]Member, error) {
 	}
 	sortMembers(live)
 	return live, nil
+}
+
+// Complete tells whether no live node can be missing from what Report has returned: this one
+// has been on the list for long enough that all others have reported since. It is not at the
+// start, nor after the store was away or has lost the list, when the first to report is alone.
+func (m *Members) Complete(live []Member) bool {
+	return slices.ContainsFunc(live, func(l Member) bool { return l.Instance == m.instance && l.Seen.Sub(l.Since) >= settles })
 }
 
 // List returns the live nodes, as far as they have reported.

@@ -250,6 +250,43 @@ func TestOutage(t *testing.T) {
 }
 
 // However many write at once, all are on the list: with a real store.
+// Who reports first after the store was away, or after it has lost the list, does not take
+// itself for the only one.
+func TestComplete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := memory.New()
+		a, b := member(kept, "a"), member(kept, "b")
+		want := func(step string, m *Members, want bool) {
+			t.Helper()
+			if got := m.Complete(report(t, m)); got != want {
+				t.Errorf("%s: the list is complete: %v, want %v", step, got, want)
+			}
+		}
+		report(t, b)
+		want("at the start", a, false)
+		time.Sleep(settles / 2)
+		report(t, b)
+		want("a while after it", a, false)
+		time.Sleep(settles / 2)
+		want("when all have reported", a, true)
+
+		time.Sleep(memberLife + time.Second) // nobody could report
+		want("after an outage", a, false)
+		time.Sleep(settles)
+		want("when all have reported after it", a, true)
+
+		if err := kept.Delete(t.Context(), listKey); err != nil {
+			t.Fatal(err)
+		}
+		want("the list is lost", a, false)
+		time.Sleep(settles)
+		want("when all have reported after that", a, true)
+		if b.Complete(report(t, a)) {
+			t.Error("the list is complete for somebody who is not on it")
+		}
+	})
+}
+
 func TestManyAtOnce(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
 	const count = 5
