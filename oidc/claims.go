@@ -24,9 +24,9 @@ const (
 // claims are the members of a JSON object, under their exact names.
 type claims map[string]any
 
-// parseClaims reads a JSON object; null is one without members. A member that stands there twice is refused at any
-// depth: who reads the first and who reads the last would see two people (RFC 8725
-// §2.4). Names are told apart by case, unlike in encoding/json.
+// parseClaims reads a JSON object; null is one without members. A member that stands there
+// twice is refused at any depth: who reads the first and who reads the last would see two
+// people (RFC 8725 §2.4). Names are told apart by case, unlike in encoding/json.
 func parseClaims(data []byte) (claims, error) {
 	if !utf8.Valid(data) {
 		return nil, errors.New("not UTF-8")

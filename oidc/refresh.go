@@ -48,8 +48,8 @@ func (p *RelyingParty) Refresh(ctx context.Context, s *coatcheck.Session) (*coat
 
 // Check asks the userinfo endpoint whether the provider still vouches for the person, and
 // returns the session with what it says now; what it does not speak of stays as the ID
-// token has it. It does not change s. Its errors are *coatcheck.RenewalError; a question uses nothing up, so none of them is
-// OutcomeUnknown.
+// token has it. It does not change s. Its errors are *coatcheck.RenewalError; a question uses
+// nothing up, so none of them is OutcomeUnknown.
 func (p *RelyingParty) Check(ctx context.Context, s *coatcheck.Session) (*coatcheck.Session, error) {
 	const op = "oidc.check"
 	current, err := p.providerOf(s, op)

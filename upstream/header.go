@@ -51,10 +51,16 @@ func (h IdentityHeaders) Fields(id *coatcheck.Identity) iter.Seq2[string, string
 		if id == nil {
 			id = &coatcheck.Identity{}
 		}
-		_ = (h.User == "" || yield(h.User, clean(id.Subject))) &&
-			(h.Email == "" || yield(h.Email, clean(id.VerifiedEmail()))) &&
-			(h.Groups == "" || yield(h.Groups, joinGroups(id.Groups))) &&
-			(h.PreferredUsername == "" || yield(h.PreferredUsername, clean(id.PreferredUsername)))
+		for _, field := range [...]struct{ name, value string }{
+			{h.User, clean(id.Subject)},
+			{h.Email, clean(id.VerifiedEmail())},
+			{h.Groups, joinGroups(id.Groups)},
+			{h.PreferredUsername, clean(id.PreferredUsername)},
+		} {
+			if field.name != "" && !yield(field.name, field.value) {
+				return
+			}
+		}
 	}
 }
 
@@ -128,7 +134,7 @@ const (
 	headerProto     = "X-Forwarded-Proto"
 	headerRealIP    = "X-Real-Ip"
 	usualFields     = 8  // how many of them there mostly are
-	maxFields       = 14 // those, HeaderUnverified, the four of IdentityHeaders, and three of HTTP's
+	maxFields       = 14 // the six above, HeaderUnverified, the four of IdentityHeaders, and three of HTTP's
 )
 
 // guard returns the names of the fields that a client may not send on.

@@ -251,7 +251,7 @@ type half struct {
 	mu       sync.Mutex
 	to       io.Writer
 	frames   frames
-	left     bool          // it went out; nothing may follow (RFC 6455 §5.5.1)
+	left     bool          // our close frame went out; nothing may follow (RFC 6455 §5.5.1)
 	closed   chan struct{} // closed when the sender's close frame was seen
 	isClosed bool
 }
