@@ -7,22 +7,27 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
+	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
-	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/sqlite"
+)
+
+const (
+	// changeLimit is how long nodes may take to seal with a newer key once all of them have
+	// it, and until one that died is not waited for any more.
+	changeLimit = 45 * time.Second
+	// changeLook is how often it is looked whether they do.
+	changeLook = 500 * time.Millisecond
 )
 
 type keyRetireCmd struct {
 	Key    string `arg:"" help:"The key's ID, as coatcheck key list says it."`
 	File   string `arg:"" optional:"" help:"The key ring. With --config it is the one named there."`
-	Config string `short:"c" placeholder:"FILE" help:"The configuration, by which the sessions that the key has sealed are counted."`
-	Yes    bool   `help:"Retire the key though people would be signed out, or though nobody knows."`
+	Config string `short:"c" placeholder:"FILE" help:"The configuration, by which the sessions that the key has sealed are counted, and with --yes ended."`
+	Yes    bool   `help:"Retire the key though people are signed out, or though nobody knows. With --config it waits up to 45 seconds for nodes that still seal with the key, and retires nothing if they go on."`
 }
 
 // Validate is called by kong.
@@ -36,22 +41,38 @@ func (c keyRetireCmd) Validate() error {
 // Run retires a key, unless it still seals. Nodes may run meanwhile, except with SQLite,
 // where one process has the file.
 func (c keyRetireCmd) Run(ctx context.Context, con console) error {
-	if c.Config == "" {
-		ring, err := readRingFile(c.File, con)
-		if err != nil {
-			return err
-		}
-		if err := c.check(ring, c.File); err != nil {
-			return err
-		}
-		if !c.Yes {
-			return fmt.Errorf("%s was left as it is: how many sessions %s has sealed can't be told without the store.\n"+
-				"With --config in place of %s they are counted (with SQLite, while the node does not run); with --yes it is retired all the same", c.File, c.Key, c.File)
-		}
-		return c.retire(con, ring, c.File, "Whoever has a session that it has sealed is signed out.")
+	if c.Config != "" {
+		return c.withStore(ctx, con)
 	}
+	ring, err := readRingFile(c.File, con)
+	if err != nil {
+		return err
+	}
+	ring.Promote(time.Now(), nil)
+	if c.isRetired(ring) {
+		return fmt.Errorf("%s is retired already", c.Key)
+	}
+	if err := c.check(ring, c.File); err != nil {
+		return err
+	}
+	if !c.Yes {
+		return fmt.Errorf("%s was left as it is: how many sessions %s has sealed can't be told without the store.\n"+
+			"With --config in place of %s they are counted (with SQLite, while the node does not run); with --yes it is retired all the same", c.File, c.Key, c.File)
+	}
+	if err := c.retire(con, ring, c.File, "Whoever has a session that it has sealed is signed out."); err != nil {
+		return err
+	}
+	fmt.Fprintf(con.out, "Such sessions keep their places until they are used or idle, or until: coatcheck key retire %s --config FILE --yes\n", c.Key)
+	return nil
+}
 
-	cfg, err := load(c.Config)
+// withStore retires a key with the store at hand. The sessions that it has sealed are ended
+// first, so that somebody who is interrupted finds the key where it was, and goes on.
+//
+// A key that is retired already, in a file that was changed without the store, may have left
+// sessions, which are ended likewise.
+func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
+	cfg, err := loadWithKeys(c.Config)
 	if err != nil {
 		return err
 	}
@@ -63,114 +84,127 @@ func (c keyRetireCmd) Run(ctx context.Context, con console) error {
 	if cfg.Keys.Env != "" {
 		where = "the environment variable " + cfg.Keys.Env
 	}
-	if err := c.check(ring, where); err != nil {
+	ring.Promote(time.Now(), nil)
+	retired := c.isRetired(ring)
+	if !retired {
+		if err := c.check(ring, where); err != nil {
+			return err
+		}
+	}
+	o, err := operate(ctx, c.Config)
+	switch {
+	case errors.Is(err, sqlite.ErrInUse):
+		return c.inUse(cfg, retired)
+	case err != nil:
 		return err
 	}
-	sealed, all, err := c.ask(ctx, con, cfg, ring)
-	if err != nil {
+	defer func() { err = errors.Join(err, o.Close()) }()
+	members := newMembers(ring, o.store, slog.New(slog.DiscardHandler))
+	if err := c.awaitNodes(ctx, con, members, ring.Current(), where); err != nil {
 		return err
+	}
+
+	look := o.sessions(operatorNode(cfg.Node), nil).SealedBy
+	if c.Yes {
+		look = o.sessions(operatorNode(cfg.Node), nil).EndSealedBy
+	}
+	sealed, all, err := look(ctx, o.store, c.Key)
+	switch {
+	case err != nil && c.Yes:
+		return fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. The same command ends the rest: %w", where, sealed, c.Key, err)
+	case err != nil:
+		return err
+	case sealed > 0 && !c.Yes && retired:
+		return fmt.Errorf("%s is retired already in %s, and %d of %d sessions that it has sealed still have their places. With --yes they are ended", c.Key, where, sealed, all)
+	case sealed > 0 && !c.Yes:
+		return fmt.Errorf("%s was left as it is: %d of %d sessions are still sealed by %s, and whoever they belong to would be signed out.\n"+
+			"Sessions are sealed by the newer key as they are used, so wait and try again; with --yes they are ended and the key is retired all the same", where, sealed, all, c.Key)
 	}
 	loss := "No session was sealed by it."
 	if sealed > 0 {
-		loss = fmt.Sprintf("%d of %d sessions were sealed by it: these people are signed out.", sealed, all)
+		loss = fmt.Sprintf("%d of %d sessions were sealed by it and have ended: these people are signed out.", sealed, all)
 	}
 	switch {
-	case sealed > 0 && !c.Yes:
-		return fmt.Errorf("%s was left as it is: %d of %d sessions are still sealed by %s, and whoever they belong to would be signed out.\n"+
-			"Sessions are sealed by the newer key as they are used, so wait and try again; with --yes it is retired all the same", where, sealed, all, c.Key)
+	case retired:
+		fmt.Fprintf(con.out, "The key %s is retired already in %s. %s\n", c.Key, where, loss)
+		return nil
 	case cfg.Keys.Env != "":
-		return fmt.Errorf("%d of %d sessions are sealed by %s. %s can't be changed from here: write its text to a file, "+
-			"run coatcheck key retire %s FILE --yes, and start the nodes with what is in it then", sealed, all, c.Key, where, c.Key)
+		return fmt.Errorf("%s can't be changed from here. %s Now write its text to a file, "+
+			"run coatcheck key retire %s FILE --yes, and start the nodes with what is in it then", where, loss, c.Key)
 	}
 	return c.retire(con, ring, where, loss)
 }
 
-// check says why the key can't be retired from the ring, which is kept where where says.
-func (c keyRetireCmd) check(ring *seal.Ring, where string) error {
-	if slices.ContainsFunc(ring.RetiredKeys(), func(k seal.RetiredKey) bool { return k.ID == c.Key }) {
-		return fmt.Errorf("%s is retired already", c.Key)
+// inUse says what to do while a node has the store for itself.
+func (c keyRetireCmd) inUse(cfg *config.Config, retired bool) error {
+	const why = "the sessions can't be counted while the node runs, as it has the database for itself.\n"
+	if retired {
+		return fmt.Errorf("%s is retired already; %sStop it to end those that the key has sealed and that nobody has used since", c.Key, why)
 	}
+	return fmt.Errorf("%sStop it for that or, if the new key has sealed for as long as session.idle_timeout: coatcheck key retire %s %s --yes", why, c.Key, cfg.Keys.File)
+}
+
+func (c keyRetireCmd) isRetired(ring *seal.Ring) bool {
+	return slices.ContainsFunc(ring.RetiredKeys(), func(k seal.RetiredKey) bool { return k.ID == c.Key })
+}
+
+// check says why the key can't be retired from the ring, which is kept where where says. The
+// ring's current key is the one that is due to seal then.
+func (c keyRetireCmd) check(ring *seal.Ring, where string) error {
 	if ids := ring.KeyIDs(); !slices.Contains(ids, c.Key) {
 		return fmt.Errorf("%s has no key %q; it has %s", where, c.Key, strings.Join(ids, ", "))
 	}
-	if ring.Promote(time.Now(), nil); ring.Current() == c.Key {
-		return fmt.Errorf("%s is the key that seals now: add another one with coatcheck key rotate, and retire this one when that seals", c.Key)
+	if ring.Current() == c.Key {
+		return fmt.Errorf("%s is the key that seals now, or is due to: add another one with coatcheck key rotate, and retire this one when that seals", c.Key)
 	}
 	return nil
 }
 
-// ask has the store say how many of all sessions the key has sealed, and fails if a node
-// still seals with it.
-func (c keyRetireCmd) ask(ctx context.Context, con console, cfg *config.Config, ring *seal.Ring) (sealed, all int, err error) {
-	logger := slog.New(slog.NewTextHandler(con.err, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	kept, err := openStore(ctx, cfg.Store, logger)
-	switch {
-	case errors.Is(err, sqlite.ErrInUse):
-		return 0, 0, fmt.Errorf("the sessions can't be counted while the node runs, as it has the database for itself.\n"+
-			"Stop it for that or, if the new key has sealed for as long as session.idle_timeout: coatcheck key retire %s %s --yes", c.Key, cfg.Keys.File)
-	case err != nil:
-		return 0, 0, err
-	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	if err := kept.Ping(ctx); err != nil {
-		return 0, 0, err
-	}
-	live, err := newMembers(ring, kept, logger).List(ctx)
-	if err != nil {
-		return 0, 0, err
-	}
-	var sealing []string
-	for _, m := range live {
-		if m.Seals == c.Key {
-			sealing = append(sealing, m.Node)
+// awaitNodes fails if live nodes seal with the key: nobody could open what they seal from then
+// on. With --yes it waits for them to change to a newer key.
+func (c keyRetireCmd) awaitNodes(ctx context.Context, con console, members *cluster.Members, newer, where string) error {
+	said := false
+	for began := time.Now(); ; {
+		live, err := members.List(ctx)
+		if err != nil {
+			return err
+		}
+		var sealing, without []string
+		for _, m := range live {
+			if m.Seals == c.Key {
+				sealing = append(sealing, m.Node)
+			}
+			if !slices.Contains(m.Keys, newer) {
+				without = append(without, m.Node)
+			}
+		}
+		switch {
+		case len(sealing) == 0:
+			return nil
+		case !c.Yes || time.Since(began) >= changeLimit:
+			return fmt.Errorf("%s was left as it is: %s still seals on these nodes: %s.\n%s", where, c.Key, strings.Join(sealing, ", "), c.advice(newer, without))
+		case !said:
+			said = true
+			fmt.Fprintf(con.err, "Waiting up to %v for these nodes to seal with %s: %s\n", changeLimit, newer, strings.Join(sealing, ", "))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(changeLook):
 		}
 	}
-	if len(sealing) > 0 {
-		return 0, 0, fmt.Errorf("%s still seals on these nodes: %s. They change to a newer key when every node has it; their logs say what they wait for",
-			c.Key, strings.Join(sealing, ", "))
-	}
-	return countSealed(ctx, kept, newJar(cfg).Session()+"-", c.Key)
 }
 
-// countSealed returns how many sessions there are, and how many of them key has sealed. It
-// counts records, not the list of sessions: one that is not listed can be used too.
-func countSealed(ctx context.Context, kept store.Backend, prefix, key string) (sealed, all int, err error) {
-	var mu sync.Mutex
-	seen := map[string]bool{}
-	group, reading := errgroup.WithContext(ctx)
-	group.SetLimit(8)
-	for record, listErr := range kept.Keys(reading, prefix) {
-		if listErr != nil {
-			err = listErr
-			break
-		}
-		if seen[record] {
-			continue
-		}
-		seen[record] = true
-		group.Go(func() error {
-			rec, err := kept.Get(reading, record)
-			if errors.Is(err, store.ErrNotFound) {
-				return nil // it has ended meanwhile
-			}
-			if err != nil {
-				return err
-			}
-			if id, ok := seal.KeyID(rec.Value); ok { // else it is a sign-in that was used once, say
-				mu.Lock()
-				defer mu.Unlock()
-				if all++; id == key {
-					sealed++
-				}
-			}
-			return nil
-		})
+// advice says what has nodes change to the newer key, which some may lack.
+func (c keyRetireCmd) advice(newer string, without []string) string {
+	switch {
+	case len(without) > 0:
+		return fmt.Sprintf("They change to %s when every node has it. These have not: %s. Give them the key ring, or stop them, and try again", newer, strings.Join(without, ", "))
+	case c.Yes:
+		return fmt.Sprintf("They have %s as well; their logs say what they wait for", newer)
+	default:
+		return fmt.Sprintf("They change to %s within half a minute, as every node has it: try again then, or with --yes, which waits for them", newer)
 	}
-	// An error of Get ends the walk too: that one says more.
-	if groupErr := group.Wait(); groupErr != nil {
-		err = groupErr
-	}
-	return sealed, all, err
 }
 
 // retire writes the ring without the key.

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/cluster"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store/memory"
+)
+
+// An estate is what an operator looks after: a configuration, a key ring with an old key that
+// has sealed sessions and a new one that is due, and the store, which no node has open.
+type estate struct {
+	t            *testing.T
+	config, keys string
+	old, newer   string
+	cookies      []http.Header // of bob's sessions
+}
+
+const estateConfig = `
+public_url: https://app.example.com
+keys: {file: keys.json}
+store: {driver: sqlite, sqlite: {file: coatcheck.db}}
+session: {limits: {per_user: 2, on_limit: deny}}
+providers: [{name: corp, issuer: "https://idp.example.com", client_id: web}]
+routes: [{path: /, upstream: "http://127.0.0.1:8080"}]
+`
+
+func newEstate(t *testing.T) *estate {
+	t.Helper()
+	dir := t.TempDir()
+	e := &estate{t: t, config: filepath.Join(dir, "coatcheck.yaml"), keys: filepath.Join(dir, "keys.json")}
+	if err := os.WriteFile(e.config, []byte(estateConfig), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ring := seal.NewRing()
+	writeRing(t, e.keys, ring)
+	e.with(func(m *session.Manager) {
+		for range 2 {
+			if err := e.signIn(m); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	next := rotated(t, ring, time.Now().Add(-time.Second))
+	writeRing(t, e.keys, next)
+	e.old, e.newer = ring.Current(), next.KeyIDs()[0]
+	return e
+}
+
+// with opens the sessions for as long as act takes.
+func (e *estate) with(act func(*session.Manager)) {
+	e.t.Helper()
+	o, err := operate(e.t.Context(), e.config)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	o.ring.Promote(time.Now(), nil)
+	act(o.sessions("node-1", nil))
+	if err := o.Close(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+func (e *estate) signIn(m *session.Manager) error {
+	h := http.Header{}
+	_, err := m.Begin(e.t.Context(), h, http.Header{}, &coatcheck.Session{
+		Provider: "corp", State: coatcheck.Authenticated,
+		Identity: coatcheck.Identity{Issuer: "https://idp.example.com", Subject: "bob"},
+	}, m.Now())
+	if err == nil {
+		pair, _, _ := strings.Cut(h.Get("Set-Cookie"), ";")
+		e.cookies = append(e.cookies, http.Header{"Cookie": {pair}})
+	}
+	return err
+}
+
+// retire runs coatcheck key retire of the old key, and returns what it says.
+func (e *estate) retire(code int, args ...string) string {
+	e.t.Helper()
+	var out bytes.Buffer
+	if got := run(e.t.Context(), append([]string{"key", "retire", e.old}, args...), console{&out, &out}); got != code {
+		e.t.Fatalf("key retire %v: exit status %d, want %d: %s", args, got, code, out.String())
+	}
+	return out.String()
+}
+
+func (e *estate) wantSaid(said, want string) {
+	e.t.Helper()
+	if !strings.Contains(said, want) {
+		e.t.Errorf("it says %q, want %q", said, want)
+	}
+}
+
+// wantEnded fails the test unless bob's two sessions have ended, and their places are free.
+func (e *estate) wantEnded() {
+	e.t.Helper()
+	e.with(func(m *session.Manager) {
+		for _, h := range e.cookies {
+			if reason := m.Ended(e.t.Context(), h); reason != coatcheck.ReasonKeyRetired {
+				e.t.Errorf("a session ended for %q", reason)
+			}
+		}
+		for range 2 {
+			if err := e.signIn(m); err != nil {
+				e.t.Errorf("bob signs in again: %v", err)
+			}
+		}
+	})
+}
+
+// Sessions of a retired key give up their places at once.
+func TestRetireEndsSessions(t *testing.T) {
+	e := newEstate(t)
+	before, err := os.ReadFile(e.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.wantSaid(e.retire(exitFailed, "--config", e.config), "2 of 2 sessions are still sealed by "+e.old)
+	if after, err := os.ReadFile(e.keys); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the key ring was changed: %v", err)
+	}
+	e.wantSaid(e.retire(exitOK, "--config", e.config, "--yes"), "2 of 2 sessions were sealed by it and have ended")
+	e.wantEnded()
+	ring, err := seal.ReadRing(e.keys)
+	if err != nil || ring.Current() != e.newer || len(ring.RetiredKeys()) != 1 {
+		t.Errorf("the ring is %v, %v", ring, err)
+	}
+}
+
+// A key that was taken out of the file without the store leaves sessions, which are ended when
+// there is one.
+func TestRetireEndsWhatWasLeft(t *testing.T) {
+	e := newEstate(t)
+	e.wantSaid(e.retire(exitOK, e.keys, "--yes"), "coatcheck key retire "+e.old+" --config FILE --yes")
+	e.with(func(m *session.Manager) {
+		if err := e.signIn(m); err == nil {
+			t.Error("there was a third place")
+		}
+		e.wantSaid(e.retire(exitFailed, "--config", e.config, "--yes"), "is retired already; the sessions can't be counted while the node runs")
+	})
+	e.wantSaid(e.retire(exitFailed, "--config", e.config), "2 of 2 sessions that it has sealed still have their places")
+	e.wantSaid(e.retire(exitOK, "--config", e.config, "--yes"), "2 of 2 sessions were sealed by it and have ended")
+	e.wantSaid(e.retire(exitOK, "--config", e.config, "--yes"), "No session was sealed by it.")
+	e.wantEnded()
+}
+
+// A ring in the environment is for somebody else to change.
+func TestRetireFromTheEnvironment(t *testing.T) {
+	e := newEstate(t)
+	text, err := os.ReadFile(e.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("COATCHECK_TEST_RING", string(text))
+	named := strings.Replace(estateConfig, "{file: keys.json}", "{env: COATCHECK_TEST_RING}", 1)
+	if err := os.WriteFile(e.config, []byte(named), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	said := e.retire(exitFailed, "--config", e.config, "--yes")
+	e.wantSaid(said, "the environment variable COATCHECK_TEST_RING can't be changed from here. 2 of 2 sessions were sealed by it and have ended")
+	e.wantSaid(said, "run coatcheck key retire "+e.old+" FILE --yes")
+	e.wantEnded()
+}
+
+// A fleet are nodes of one store, as an operator finds them.
+type fleet struct {
+	t    *testing.T
+	kept *memory.Store
+	ring *seal.Ring
+	cmd  keyRetireCmd
+	said bytes.Buffer
+}
+
+func newFleet(t *testing.T, yes bool) *fleet {
+	t.Helper()
+	kept := memory.New()
+	t.Cleanup(func() { _ = kept.Close() })
+	first := seal.NewRing()
+	f := &fleet{t: t, kept: kept, ring: rotated(t, first, time.Now().Add(-time.Second)), cmd: keyRetireCmd{Key: first.Current(), Yes: yes}}
+	f.ring.Promote(time.Now(), nil)
+	return f
+}
+
+// node runs a node that seals with what seals returns.
+func (f *fleet) node(name string, keys []string, seals func() string) {
+	m := newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler))
+	m.Self = func() cluster.Member { return cluster.Member{Node: name, Keys: keys, Seals: seals()} }
+	ctx, cancel := context.WithCancel(f.t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); m.Run(ctx) }()
+	f.t.Cleanup(func() { cancel(); <-done })
+	synctest.Wait()
+}
+
+func (f *fleet) await() (time.Duration, error) {
+	began := time.Now()
+	err := f.cmd.awaitNodes(f.t.Context(), console{&f.said, &f.said}, newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler)), f.ring.Current(), "keys.json")
+	return time.Since(began), err
+}
+
+// With --yes the command waits until no node seals with the key.
+func TestRetireWaitsForNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, true)
+		change := time.Now().Add(8 * time.Second)
+		f.node("a", f.ring.KeyIDs(), f.ring.Current)
+		f.node("b", f.ring.KeyIDs(), func() string {
+			if time.Now().Before(change) {
+				return f.cmd.Key
+			}
+			return f.ring.Current()
+		})
+		took, err := f.await()
+		if err != nil || took < 8*time.Second || took >= changeLimit {
+			t.Errorf("%v, after %v", err, took)
+		}
+		if want := "Waiting up to 45s for these nodes to seal with " + f.ring.Current() + ": b\n"; f.said.String() != want {
+			t.Errorf("it says %q, want %q", f.said.String(), want)
+		}
+	})
+}
+
+// It does not wait for ever, and without --yes not at all; and says what to do.
+func TestRetireRefusesWhileNodesSeal(t *testing.T) {
+	for name, test := range map[string]struct {
+		yes, lacks bool
+		want       string
+		took       time.Duration
+	}{
+		"asked":                  {false, false, "try again then, or with --yes, which waits for them", 0},
+		"asked, and one lacks":   {false, true, "These have not: b. Give them the key ring, or stop them, and try again", 0},
+		"waited":                 {true, false, "their logs say what they wait for", changeLimit},
+		"waited, while one lack": {true, true, "These have not: b. Give them the key ring, or stop them, and try again", changeLimit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, test.yes)
+				f.node("a", f.ring.KeyIDs(), func() string { return f.cmd.Key })
+				keys := f.ring.KeyIDs()
+				if test.lacks {
+					keys = keys[1:]
+				}
+				f.node("b", keys, func() string { return f.cmd.Key })
+				took, err := f.await()
+				if took != test.took || err == nil || !strings.Contains(err.Error(), "still seals on these nodes: a, b.") || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("%v, after %v", err, took)
+				}
+			})
+		})
+	}
+}
+
+// A node that died without a word is not waited for longer than others count it as live.
+func TestRetireWaitsForTheDead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, true)
+		dead := newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler))
+		dead.Self = func() cluster.Member {
+			return cluster.Member{Node: "dead", Keys: f.ring.KeyIDs(), Seals: f.cmd.Key}
+		}
+		if _, err := dead.Report(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took, err := f.await(); err != nil || took < 30*time.Second {
+			t.Errorf("%v, after %v", err, took)
+		}
+	})
+}

@@ -1,0 +1,135 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coatcheck/coatcheck"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/store"
+)
+
+// SealedBy counts the sessions in the store, and those of them that a key has sealed. It
+// counts records, not the list of sessions: one that is not listed can be used too.
+func (m *Manager) SealedBy(ctx context.Context, records store.Lister, key string) (sealed, all int, err error) {
+	return m.eachSealedBy(ctx, records, key, func(context.Context, string, store.Record) (bool, error) { return true, nil })
+}
+
+// EndSealedBy ends the sessions that a key has sealed, for every node, and returns how many
+// those were, and of how many. The key is to be retired: no node may seal with it any more,
+// though nodes may open what it has sealed. A session that a node seals anew meanwhile lives.
+//
+// An error leaves open which sessions have ended. Called again, it ends the rest.
+func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key string) (ended, all int, err error) {
+	return m.eachSealedBy(ctx, records, key, func(ctx context.Context, handle string, rec store.Record) (bool, error) {
+		return m.endSealedBy(ctx, handle, rec, key)
+	})
+}
+
+// eachSealedBy calls act with the record of each session that a key has sealed, several at
+// once, and counts those of which it is true. It ends with the first error.
+func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key string,
+	act func(ctx context.Context, handle string, rec store.Record) (bool, error),
+) (done, all int, err error) {
+	var counted, sessions atomic.Int64
+	seen := map[string]bool{}
+	group, working := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for handle, listErr := range records.Keys(working, m.Jar.Session()+"-") {
+		if listErr != nil {
+			err = listErr
+			break
+		}
+		if seen[handle] || !isHandle(m.Jar.Session(), handle) {
+			continue
+		}
+		seen[handle] = true
+		group.Go(func() error {
+			rec, err := m.Store.Get(working, handle)
+			if errors.Is(err, store.ErrNotFound) {
+				return nil // it has ended meanwhile
+			}
+			if err != nil {
+				return err
+			}
+			sessions.Add(1)
+			if sealer(rec) != key {
+				return nil
+			}
+			did, err := act(working, handle, rec)
+			if did {
+				counted.Add(1)
+			}
+			return err
+		})
+	}
+	// An error of one session ends the walk too: that one says more.
+	if groupErr := group.Wait(); groupErr != nil {
+		err = groupErr
+	}
+	if err != nil {
+		err = fmt.Errorf("session: sealed by %s: %w", key, err)
+	}
+	return int(counted.Load()), int(sessions.Load()), err
+}
+
+// sealer returns the ID of the key that has sealed a record, also of one that was withdrawn.
+func sealer(rec store.Record) string {
+	sealed, ok := seal.Withdrawn(rec.Value)
+	if !ok {
+		sealed = rec.Value
+	}
+	id, _ := seal.KeyID(sealed)
+	return id
+}
+
+// endSealedBy ends a session unless it is sealed anew meanwhile, and tells whether it has.
+//
+// A node that still has the key may do that any moment, so the record is withdrawn by
+// compare-and-set before anything else: from then on the session is unknown to all nodes, and
+// it ends as others do. Whoever is interrupted in between leaves that to the next call.
+func (m *Manager) endSealedBy(ctx context.Context, handle string, rec store.Record, key string) (bool, error) {
+	for {
+		if _, ok := seal.Withdrawn(rec.Value); ok {
+			break
+		}
+		err := m.Store.Replace(ctx, handle, rec.Revision, seal.Withdraw(rec.Value), rec.TTL)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, store.ErrConflict) {
+			return false, ignoreGone(err)
+		}
+		if rec, err = m.Store.Get(ctx, handle); err != nil {
+			return false, ignoreGone(err)
+		}
+		if sealer(rec) != key {
+			return false, nil
+		}
+	}
+	ctx = context.WithoutCancel(ctx) // what is withdrawn is ended
+	e, err := m.listedAs(ctx, coatcheck.MakeRef(handle))
+	switch {
+	case err != nil:
+		return false, err
+	case e != nil:
+		err = m.endListed(ctx, e.listed, coatcheck.ReasonKeyRetired, nil)
+	default: // the registry has lost it, or somebody else has just ended it
+		if err = m.Store.Delete(ctx, handle); err == nil {
+			m.forget(handle)
+		}
+	}
+	return err == nil, err
+}
+
+// ignoreGone returns err unless it says that the record is gone.
+func ignoreGone(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
