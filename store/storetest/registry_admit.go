@@ -97,6 +97,7 @@ func testDeny(t testing.TB, h RegistryHarness) {
 
 	// A limit that was lowered holds for who comes next, and ends nobody.
 	r.refuse(session("e"), store.Limits{PerUser: 1, OnLimit: store.Deny}, "", store.LimitUser)
+	r.refuse(session("e"), store.Limits{PerUser: 1}, "", store.LimitUser)
 	r.admit(session("e"), store.Limits{}, "")
 	r.wantLive("c", "d", "e")
 }
