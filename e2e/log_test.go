@@ -24,7 +24,7 @@ func (n *node) logged() string {
 	default:
 	}
 	mark := fmt.Sprintf("mark-%d", rand.Uint64())
-	newSender(n.t).mustSend(n.t, request{url: n.url + "/ping", header: []string{"User-Agent", mark}})
+	newSender(n.t).mustSend(n.t, request{url: n.url + "/oauth2/userinfo", header: []string{"User-Agent", mark}})
 	await(n.t, "the log of a node", func() bool { return strings.Contains(n.Output(), mark) })
 	return n.Output()
 }
