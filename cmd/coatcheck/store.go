@@ -28,7 +28,7 @@ func (c storeMigrateCmd) Run(ctx context.Context, con console) error {
 	}
 	did, err := driver.migrate(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", driver.setting, err)
 	}
 	fmt.Fprintln(con.out, did)
 	return nil
