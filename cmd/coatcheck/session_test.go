@@ -25,6 +25,7 @@ import (
 	"github.com/coatcheck/coatcheck/internal/sampleapp"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 )
 
@@ -384,9 +385,41 @@ func (s *staffedSite) redescribe(ref coatcheck.Ref) {
 	s.t.Fatalf("%s is not listed", ref)
 }
 
-// What a browser says of itself is shown on a terminal, and is no command to it.
-func TestPrintable(t *testing.T) {
-	if got, want := printable("a\x1b[2J\u009bé\u202e\n"), "a\ufffd[2J\ufffdé\ufffd\ufffd"; got != want {
-		t.Errorf("%q, want %q", got, want)
+// However many there are, no more than twice as many are kept as are shown, and each is counted
+// once.
+func TestSessionList(t *testing.T) {
+	list := sessionList{limit: 10, seen: map[coatcheck.Ref]bool{}}
+	begun := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i := range 1000 {
+		e := listed{Entry: session.Entry{Ref: coatcheck.MakeRef(fmt.Sprint(i)), Started: begun.Add(time.Duration(i*389%1000) * time.Second)}}
+		list.add(e)
+		list.add(e) // it was used meanwhile
+		if len(list.shown) > 20 {
+			t.Fatalf("%d are kept", len(list.shown))
+		}
+	}
+	list.trim()
+	for i, e := range list.shown {
+		if want := begun.Add(time.Duration(999-i) * time.Second); !e.Started.Equal(want) {
+			t.Errorf("place %d began %v, want %v", i, e.Started, want)
+		}
+	}
+	if len(list.shown) != 10 || len(list.seen) != 1000 || list.more() != 990 {
+		t.Errorf("%d shown, %d in all, %d more", len(list.shown), len(list.seen), list.more())
+	}
+}
+
+// What a browser or a provider has written is shown on a terminal, and is no command to it.
+func TestSessionListIsPrintable(t *testing.T) {
+	e := listed{Entry: session.Entry{Ref: "0123", Subject: "a\x1b[2J\u009bé\u202e\n"}}
+	e.Origin.UserAgent = "\x1b]0;\a"
+	list := sessionList{seen: map[coatcheck.Ref]bool{}}
+	list.add(e)
+	var out bytes.Buffer
+	if err := list.write(&out); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); !strings.Contains(got, "a\ufffd[2J\ufffdé\ufffd\ufffd ") || strings.ContainsAny(got, "\x1b\a") || strings.Count(got, "\n") != 3 {
+		t.Errorf("%q", got)
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net/url"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
+	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/store/postgres"
 	"github.com/coatcheck/coatcheck/store/sqlite"
 )
@@ -27,7 +29,8 @@ func TestStoreMigrate(t *testing.T) {
 	t.Setenv("TEST_PASSWORD", password)
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		"secret": "a secret of the tests",
+		"secret":    "a secret of the tests",
+		"keys.json": string(seal.NewRing().Marshal()),
 		"coatcheck.yaml": `
 public_url: https://app.example.com
 keys: {file: keys.json}
@@ -52,6 +55,11 @@ routes: [{path: /}]
 	t.Cleanup(func() { _ = kept.Close() })
 	if err := kept.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "coatcheck store migrate --config FILE") {
 		t.Errorf("a database without tables: %v", err)
+	}
+	var said bytes.Buffer
+	if code := run(t.Context(), []string{"session", "list", "--config", file}, console{io.Discard, &said}); code != exitFailed ||
+		!strings.HasPrefix(said.String(), "coatcheck: store.postgres.url: ") || !strings.Contains(said.String(), "coatcheck store migrate --config FILE") {
+		t.Errorf("a database without tables: exit code %d, says %q", code, &said)
 	}
 
 	migrate := func() (code int, out, err string) {
