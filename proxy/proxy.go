@@ -27,8 +27,8 @@ import (
 	"github.com/coatcheck/coatcheck/upstream"
 )
 
-// Options are one configuration, wired and ready to serve. All of it is required but
-// Trusted and AccessLog. A Proxy never changes it.
+// Options are one configuration, wired and ready to serve. All fields are required, except
+// Trusted and AccessLog. A Proxy never changes them.
 type Options struct {
 	// PublicURL is where browsers find us. It alone says what is https and which host
 	// is ours (invariant 14).
