@@ -319,7 +319,7 @@ func TestSQLiteServesOneNode(t *testing.T) {
 		t.Errorf("exit code = %d", code)
 	}
 	said := lastLine(p.Output())
-	for _, want := range []string{"coatcheck: ", file, fmt.Sprintf("pid %d", first.PID()), "SQLite serves one node", "Redis"} {
+	for _, want := range []string{`"msg":"the node can't serve","error":"store.sqlite.file: `, file, fmt.Sprintf("pid %d", first.PID()), "SQLite serves one node", "Redis"} {
 		if !strings.Contains(said, want) {
 			t.Errorf("says %q, without %q", said, want)
 		}
