@@ -220,6 +220,34 @@ func TestKeyRotation(t *testing.T) {
 	checkReason(t, idle, newSender(t).mustSend(t, request{url: k.url + "/whoami", cookie: idle.asCookie(), header: asScript}), coatcheck.ReasonKeyRetired)
 }
 
+// Somebody may have read a key: what the documents say is typed without a pause. The people
+// whose sessions it has sealed are signed out, and sign in again, whatever the limit.
+func TestLeakedKey(t *testing.T) {
+	k := startKeyed(t, clusterOptions{more: "session: {limits: {per_user: 2, on_limit: deny}}\n"})
+	before := []guest{signInGuest(t, k.url, "bob"), signInGuest(t, k.url, "bob")}
+	if out, err := k.key("rotate", k.file, "--activate-after", "0s"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	fresh, old := k.keyIDs()[0], k.keyIDs()[1]
+	for name := range k.nodes {
+		k.handOut(name)
+	}
+	config := k.nodes["node-a"].config
+	if out, err := k.key("retire", old, "--config", config, "--yes"); err != nil || !strings.Contains(out, "2 of 2 sessions were sealed by it and have ended") {
+		t.Fatalf("%v: %s", err, out)
+	}
+	copyFile(t, k.nodes["node-a"].options.keys, k.file)
+	k.handOut("node-b")
+	for range before {
+		if by := k.sealedBy(signInGuest(t, k.url, "bob")); by != fresh {
+			t.Errorf("%s seals", by)
+		}
+	}
+	for _, g := range before {
+		checkReason(t, g, newSender(t).mustSend(t, request{url: k.url + "/whoami", cookie: g.asCookie(), header: asScript}), coatcheck.ReasonKeyRetired)
+	}
+}
+
 // A-Z9: fifty key rings are handed out one after the other under load, each with a new key
 // that seals at once, and a file that can't be used is among them.
 func TestKeysReloadUnderLoad(t *testing.T) {

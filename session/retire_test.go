@@ -142,8 +142,10 @@ func TestEndSealedByIsInterrupted(t *testing.T) {
 			value := r.signIn("alice")
 			r.rotate()
 			r.probe.forget(failing(op))
-			if ended, _, err := r.tool.EndSealedBy(t.Context(), r.memory, r.old); err == nil || ended != 0 {
-				t.Fatalf("EndSealedBy = %d, %v; want an error", ended, err)
+			for range 2 {
+				if ended, _, err := r.tool.EndSealedBy(t.Context(), r.memory, r.old); err == nil || ended != 0 {
+					t.Fatalf("EndSealedBy = %d, %v; want an error", ended, err)
+				}
 			}
 			r.probe.forget(nil)
 			if op == "delete" { // it is withdrawn

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -455,5 +457,15 @@ func TestReloadSameTimes(t *testing.T) {
 	}
 	if n := log.count("was read again"); n != 0 {
 		t.Errorf("told of other keys %d times", n)
+	}
+}
+
+// The metrics say which key a node seals with.
+func TestSealingKeyIsCounted(t *testing.T) {
+	n := wired(t, estateConfig)
+	w := httptest.NewRecorder()
+	n.counts.Handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if want := `coatcheck_sealing_key{key="` + n.ring.Current() + `"} 1`; !strings.Contains(w.Body.String(), want) {
+		t.Errorf("there is no %s", want)
 	}
 }
