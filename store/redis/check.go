@@ -11,8 +11,8 @@ import (
 )
 
 // check asks the servers that were reached whether they are set up as coatcheck needs
-// it. The error of one that is not says what to change. Those that don't answer are not
-// in use either; one answers at least.
+// it. The error of one that is not says what to change. Those that don't answer, or can't
+// for now, are not asked again; one answers at least.
 func (s *Store) check(ctx context.Context, client rueidis.Client, o rueidis.ClientOption) error {
 	clustered := !o.ForceSingleClient && o.Sentinel.MasterSet == ""
 	if clustered && client.Mode() != rueidis.ClientModeCluster {
@@ -33,17 +33,22 @@ func (s *Store) check(ctx context.Context, client rueidis.Client, o rueidis.Clie
 			answers <- answer{addr, settings, err}
 		}()
 	}
-	answered, forbidden := 0, answer{}
+	answered, untold := 0, answer{}
 	var silent, wrong error
 	for range len(nodes) {
-		switch a := <-answers; {
-		case a.err == nil:
+		a := <-answers
+		if a.err == nil {
+			var idle time.Duration
+			if idle, a.err = idleTimeout(a.settings); a.err == nil {
+				answered++
+				wrong = errors.Join(wrong, s.checkIdleTimeout(a.addr, idle))
+				continue
+			}
+		}
+		if refuses(a.err) {
 			answered++
-			wrong = errors.Join(wrong, s.checkIdleTimeout(a.addr, a.settings["timeout"]))
-		case isRedisErr(a.err):
-			answered++
-			forbidden = a
-		default:
+			untold = a
+		} else {
 			silent = a.err
 		}
 	}
@@ -52,27 +57,35 @@ func (s *Store) check(ctx context.Context, client rueidis.Client, o rueidis.Clie
 		return silent
 	case wrong != nil:
 		return wrong
-	case forbidden.err != nil:
+	case untold.err != nil:
 		s.log.Warn("Redis does not tell its setting timeout (CONFIG GET); it must be 0, or longer than store.redis.timeout",
-			"server", forbidden.addr, "error", stripped(forbidden.err))
+			"server", untold.addr, "error", stripped(untold.err))
 	}
 	return nil
 }
 
-func isRedisErr(err error) bool {
-	_, is := rueidis.IsRedisErr(err)
-	return is
+var errUntold = errors.New("the answer has no such setting")
+
+// idleTimeout returns after how long a server with these settings ends idle connections;
+// zero: it never does.
+func idleTimeout(settings map[string]string) (time.Duration, error) {
+	seconds, err := strconv.Atoi(settings["timeout"])
+	if err != nil {
+		return 0, errUntold
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+// refuses says whether err is that of a server that does not tell its settings, now or later.
+func refuses(err error) bool {
+	said, is := rueidis.IsRedisErr(err)
+	return err == errUntold || is && !passing(said.Error())
 }
 
 // checkIdleTimeout makes sure that the server does not end connections for being idle.
 // An idle one is asked for a PONG every half of s.timeout, and counts as idle until the
 // half in which it last answered is over.
-func (s *Store) checkIdleTimeout(addr, setting string) error {
-	seconds, err := strconv.Atoi(setting)
-	if err != nil {
-		return fmt.Errorf("%s: the setting timeout is not a number", addr)
-	}
-	idle := time.Duration(seconds) * time.Second
+func (s *Store) checkIdleTimeout(addr string, idle time.Duration) error {
 	if idle == 0 || s.timeout < idle {
 		return nil
 	}

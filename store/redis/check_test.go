@@ -71,6 +71,41 @@ func TestIdleConnection(t *testing.T) {
 	}
 }
 
+// What a server answers in its own way to CLIENT TRACKING and to CONFIG GET is no reason
+// to wait for it.
+func TestOtherAnswers(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	proxy := startCutter(t, server.Addr(), "BCAST", "BCASX", "%1\r\n$7\r\ntimeout\r\n$1\r\n0\r\n", "%0\r\n")
+	var log logged
+	s := open(t, Options{URL: "redis://" + proxy.Addr().String(), Logger: log.logger()})
+	if err := s.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"syntax error", "CONFIG GET"} {
+		if strings.Count(log.String(), want) != 1 {
+			t.Errorf("log: %s; want %s once", log.String(), want)
+		}
+	}
+	if err := s.Watch(t.Context(), time.Second, store.Feed{}); !errors.Is(err, store.ErrNoFeed) {
+		t.Errorf("Watch: %v", err)
+	}
+}
+
+// A server that can't tell its settings for now is asked again.
+func TestIdleTimeoutLater(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{"timeout 1"}})
+	proxy := startCutter(t, server.Addr(), "%1\r\n$7\r\ntimeout\r\n$1\r\n1\r\n", "-BUSY Redis is busy running a script\r\n")
+	s := open(t, Options{URL: "redis://" + proxy.Addr().String(), Timeout: time.Second})
+	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "BUSY") {
+		t.Errorf("Ping: %v, want BUSY", err)
+	}
+	proxy.edits.Store(strings.NewReplacer())
+	eventually(t, "the setting is seen", func() bool {
+		err := s.Ping(t.Context())
+		return err != nil && strings.Contains(err.Error(), "CONFIG SET timeout 0")
+	})
+}
+
 func TestForbidden(t *testing.T) {
 	const user = "user limited on >of-the-test ~* +@all "
 	for _, tc := range []struct {
@@ -132,8 +167,14 @@ func TestForbidsTracking(t *testing.T) {
 		"unknown subcommand 'TRACKING'. Try CLIENT HELP.":                true,
 		"Unknown subcommand or wrong number of arguments":                true,
 		"NOPERM this user has no permissions":                            true,
+		"syntax error":                                                   true,
+		"DENIED by the provider":                                         true,
+		"this server is too busy for that":                               true,
 		"BUSY Redis is busy running a script":                            false,
 		"LOADING Redis is loading the dataset in memory":                 false,
+		"MASTERDOWN Link with MASTER is down":                            false,
+		"CLUSTERDOWN The cluster is down":                                false,
+		"NOAUTH Authentication required.":                                false,
 	} {
 		err := fmt.Errorf("%s: %v\n%w", said, []string{"CLIENT", "TRACKING", "ON", "PREFIX", "unknown"}, rueidis.ErrNoCache)
 		if got := forbidsTracking(err); got != want {

@@ -205,6 +205,20 @@ func TestCluster(t *testing.T) {
 	})
 }
 
+// One node of many that is set up wrongly is found, and told by name.
+func TestIdleTimeoutOnCluster(t *testing.T) {
+	t.Parallel()
+	env := testenv.StartRedisCluster(t, testenv.ClusterOptions{})
+	wrong := env.Nodes()[2]
+	wrong.Must("CONFIG", "SET", "timeout", "1")
+	s := open(t, Options{Cluster: &Cluster{Addresses: env.Addresses()[:1]}, Timeout: time.Second})
+	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), wrong.Addr()+" ends connections") {
+		t.Errorf("Ping: %v, want %s", err, wrong.Addr())
+	}
+	wrong.Must("CONFIG", "SET", "timeout", "0")
+	waitUp(t, s)
+}
+
 func TestNotACluster(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
 	err := open(t, Options{Cluster: &Cluster{Addresses: []string{server.Addr()}}}).Ping(t.Context())

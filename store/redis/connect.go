@@ -123,14 +123,22 @@ func cause(err error) string {
 	return err.Error()
 }
 
-// forbidsTracking says whether err is that of a server that will not track, now or
-// later. It is not while a script holds the server up, say.
+// forbidsTracking says whether err is that of a server that will not track, now or later,
+// in whatever words it says so.
 func forbidsTracking(err error) bool {
-	if !errors.Is(err, rueidis.ErrNoCache) {
-		return false
-	}
-	said := strings.ToLower(firstWords(err))
-	return said == strings.ToLower(rueidis.ErrNoCache.Error()) || strings.HasPrefix(said, "noperm") || strings.Contains(said, "unknown")
+	return errors.Is(err, rueidis.ErrNoCache) && !passing(firstWords(err))
+}
+
+// passes begins what a server says that can't serve for now, or does not know us yet. Asked
+// later, it may say something else.
+var passes = []string{
+	"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY",
+	"OOM", "MISCONF", "NOREPLICAS", "NOAUTH", "WRONGPASS",
+}
+
+func passing(said string) bool {
+	code, _, _ := strings.Cut(said, " ")
+	return slices.Contains(passes, code)
 }
 
 // firstWords returns what the server said of CLIENT TRACKING, without the command.

@@ -216,18 +216,20 @@ func TestManyCallsOnAHungServer(t *testing.T) {
 }
 
 // A cutter stands between a client and a server. Armed, it ends the connection
-// instead of passing on the server's next answer.
+// instead of passing on the server's next answer. What edits say is said otherwise.
 type cutter struct {
 	net.Listener
 	armed atomic.Bool
+	edits atomic.Pointer[strings.Replacer]
 }
 
-func startCutter(t *testing.T, server string) *cutter {
+func startCutter(t *testing.T, server string, edits ...string) *cutter {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &cutter{Listener: l}
+	c.edits.Store(strings.NewReplacer(edits...))
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -240,22 +242,22 @@ func startCutter(t *testing.T, server string) *cutter {
 				front.Close()
 				continue
 			}
-			wg.Go(func() { defer back.Close(); _, _ = io.Copy(back, front) })
-			wg.Go(func() { defer front.Close(); c.pass(front, back) })
+			wg.Go(func() { defer back.Close(); c.pass(back, front, new(atomic.Bool)) })
+			wg.Go(func() { defer front.Close(); c.pass(front, back, &c.armed) })
 		}
 	})
 	t.Cleanup(func() { l.Close(); wg.Wait() })
 	return c
 }
 
-func (c *cutter) pass(front io.Writer, back io.Reader) {
-	answer := make([]byte, 4096)
+func (c *cutter) pass(to io.Writer, from io.Reader, armed *atomic.Bool) {
+	said := make([]byte, 4096)
 	for {
-		n, err := back.Read(answer)
-		if err != nil || c.armed.CompareAndSwap(true, false) {
+		n, err := from.Read(said)
+		if err != nil || armed.CompareAndSwap(true, false) {
 			return
 		}
-		if _, err := front.Write(answer[:n]); err != nil {
+		if _, err := c.edits.Load().WriteString(to, string(said[:n])); err != nil {
 			return
 		}
 	}
