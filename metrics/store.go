@@ -9,8 +9,8 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// Store returns b with its calls timed, but for Ping, Now and Keys, what lasts (Watch and
-// Follow), and what is done with a lease.
+// Store returns b with its calls timed, but for Ping, Now, Keys and Entries, what lasts
+// (Watch and Follow), and what is done with a lease.
 func (m *Metrics) Store(b store.Backend) store.Backend { return &timed{b, m} }
 
 type timed struct {

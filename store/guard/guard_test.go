@@ -78,6 +78,10 @@ func (b *backend) Keys(ctx context.Context, _ string) iter.Seq2[string, error] {
 	return walkRows(ctx, b, func(i int) string { return fmt.Sprint(i) })
 }
 
+func (b *backend) Entries(ctx context.Context, _ string) iter.Seq2[store.Entry, error] {
+	return b.Find(ctx, store.Query{})
+}
+
 // walkRows makes a call for each row, and one more to see that there are no more.
 func walkRows[T any](ctx context.Context, b *backend, row func(int) T) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
@@ -144,6 +148,13 @@ var calls = []struct {
 	{"Keys", true, func(ctx context.Context, b *Backend) error {
 		var last error
 		for _, err := range b.Keys(ctx, "") {
+			last = err
+		}
+		return last
+	}},
+	{"Entries", true, func(ctx context.Context, b *Backend) error {
+		var last error
+		for _, err := range b.Entries(ctx, "") {
 			last = err
 		}
 		return last

@@ -24,6 +24,13 @@ func (b *Backend) Keys(ctx context.Context, prefix string) iter.Seq2[string, err
 	})
 }
 
+// Entries implements store.Lister.
+func (b *Backend) Entries(ctx context.Context, tenant string) iter.Seq2[store.Entry, error] {
+	return walked(ctx, b, "entries", func(ctx context.Context) iter.Seq2[store.Entry, error] {
+		return b.next.Entries(ctx, tenant)
+	})
+}
+
 // walked guards a walk. It may be long and whoever reads it slow, so the deadline is that of
 // each step, and the slot is held only while the backend works: the loop's body may call the
 // store itself. The breaker counts the first step alone.
@@ -62,7 +69,7 @@ func walked[T any](ctx context.Context, b *Backend, op string, from func(context
 	}
 }
 
-// A walk is a Find or Keys under way. All but late is its reader's alone.
+// A walk is a Find, Keys or Entries under way. All but late is its reader's alone.
 type walk struct {
 	b      *Backend
 	caller context.Context

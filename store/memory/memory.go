@@ -198,6 +198,11 @@ func admit(ctx context.Context, op string, refused error) error {
 	return nil
 }
 
+// Entries implements store.Lister.
+func (s *Store) Entries(ctx context.Context, tenant string) iter.Seq2[store.Entry, error] {
+	return s.Find(ctx, store.Query{Tenant: tenant})
+}
+
 // Keys implements store.Lister.
 func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {

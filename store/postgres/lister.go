@@ -5,10 +5,17 @@ import (
 	"iter"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/coatcheck/coatcheck/store"
 )
 
 // keysPage is how many keys Keys reads at once.
 const keysPage = 1000
+
+// Entries implements store.Lister.
+func (s *Store) Entries(ctx context.Context, tenant string) iter.Seq2[store.Entry, error] {
+	return s.Find(ctx, store.Query{Tenant: tenant})
+}
 
 // Keys implements store.Lister.
 func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {

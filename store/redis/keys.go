@@ -15,59 +15,73 @@ const scanCount = 500
 // among them.
 func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		for _, node := range s.redis().Nodes() {
-			if err := hearPrimary(ctx, node); err == errReplica {
-				continue
-			} else if err != nil {
-				yield("", wrap("keys", err))
-				return
-			}
-			for cursor := uint64(0); ; {
-				page, next, err := s.page(ctx, node, cursor, prefix)
-				if err != nil {
-					yield("", wrap("keys", err))
-					return
-				}
-				for _, key := range page {
-					if !yield(key, nil) {
-						return
-					}
-				}
-				if cursor = next; cursor == 0 {
-					break
+		err := s.scan(ctx, s.valuePrefix(), func(names []string) (more bool, err error) {
+			live, err := s.liveKeys(ctx, names, prefix)
+			for _, key := range live {
+				if !yield(key, nil) {
+					return false, nil
 				}
 			}
+			return true, err
+		})
+		if err != nil {
+			yield("", wrap("keys", err))
 		}
 	}
 }
 
-// page returns the keys of the live records among those that a server scans next.
-func (s *Store) page(ctx context.Context, node rueidis.Client, cursor uint64, prefix string) (page []string, next uint64, err error) {
+// scan calls page with the names of the database's keys that begin with prefix, a page at a
+// time, until that returns false.
+func (s *Store) scan(ctx context.Context, prefix string, page func(names []string) (more bool, err error)) error {
+	for _, node := range s.redis().Nodes() {
+		if err := hearPrimary(ctx, node); err == errReplica {
+			continue
+		} else if err != nil {
+			return err
+		}
+		for cursor := uint64(0); ; {
+			scanned, err := s.scanPage(ctx, node, cursor, prefix)
+			if err != nil {
+				return err
+			}
+			if more, err := page(scanned.Elements); err != nil || !more {
+				return err
+			}
+			if cursor = scanned.Cursor; cursor == 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) scanPage(ctx context.Context, node rueidis.Client, cursor uint64, prefix string) (rueidis.ScanEntry, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	scanned, err := node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(s.valuePrefix())+"*").Count(scanCount).Build().Pin()).AsScanEntry()
-	if err != nil {
-		return nil, 0, err
-	}
-	client := s.redis()
+	return node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(prefix)+"*").Count(scanCount).Build()).AsScanEntry()
+}
+
+// liveKeys returns the keys of the live records among the values called by names, as far as
+// they begin with prefix.
+func (s *Store) liveKeys(ctx context.Context, names []string, prefix string) (live []string, err error) {
 	var keys []string
-	var asked rueidis.Commands
-	for _, name := range scanned.Elements {
+	var calls []call
+	for _, name := range names {
 		if key, ok := untag(strings.TrimPrefix(name, s.valuePrefix())); ok && strings.HasPrefix(key, prefix) {
 			keys = append(keys, key)
-			asked = append(asked, client.B().Exists().Key(s.deadlineKey(key)).Build().Pin())
+			calls = append(calls, call{command: "EXISTS", key: s.deadlineKey(key)})
 		}
 	}
-	for i, answer := range client.DoMulti(ctx, asked...) {
-		live, err := answer.AsBool()
+	for i, answer := range s.doPage(ctx, calls...) {
+		there, err := answer.AsBool()
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		if live {
-			page = append(page, keys[i])
+		if there {
+			live = append(live, keys[i])
 		}
 	}
-	return page, scanned.Cursor, nil
+	return live, nil
 }
 
 // globEscaper makes a prefix literal in a pattern of SCAN.

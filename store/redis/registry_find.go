@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,10 +13,12 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// How many entries a page has: of one user's, and of each shard of an index.
 const (
+	// How many entries a page has: of one user's, and of each shard of an index.
 	userPage  = 256
 	shardPage = 16
+	// usersAtOnce is of how many users Entries reads a page at a time.
+	usersAtOnce = 64
 )
 
 // Find implements store.Registry. Options.Timeout bounds each page.
@@ -31,11 +34,42 @@ func (s *Store) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, 
 	}
 }
 
+// Entries implements store.Lister. It walks over all keys of the database, as Keys does, and
+// reads all users' hashes, which decide: what is in no index is found as well.
+func (s *Store) Entries(ctx context.Context, tenant string) iter.Seq2[store.Entry, error] {
+	return func(yield func(store.Entry, error) bool) {
+		err := store.CheckQuery(store.Query{Tenant: tenant})
+		if err == nil {
+			err = s.entries(ctx, tenant, func(e store.Entry) bool { return yield(e, nil) })
+		}
+		if err != nil {
+			yield(store.Entry{}, wrap("entries", err))
+		}
+	}
+}
+
+// entries calls found with all entries of a tenant until that returns false.
+func (s *Store) entries(ctx context.Context, tenant string, found func(store.Entry) bool) error {
+	prefix, more := s.userKey(tenant, ""), true
+	return s.scan(ctx, prefix, func(names []string) (bool, error) {
+		for i, name := range names {
+			names[i] = strings.TrimPrefix(name, prefix)
+		}
+		for users := range slices.Chunk(names, usersAtOnce) {
+			err := s.findUsers(ctx, tenant, users, func(e store.Entry) bool { more = found(e); return more })
+			if err != nil || !more {
+				return false, err
+			}
+		}
+		return true, nil
+	})
+}
+
 // find calls found with what matches q until that returns false.
 func (s *Store) find(ctx context.Context, q store.Query, found func(store.Entry) bool) error {
 	switch {
 	case q.User != "":
-		return s.findUser(ctx, q, found)
+		return s.findUsers(ctx, q.Tenant, []string{q.User}, found)
 	case q.ID != "":
 		return s.findID(ctx, q, found)
 	case q.SID != "":
@@ -56,38 +90,47 @@ func (s *Store) doPage(ctx context.Context, calls ...call) []rueidis.RedisResult
 	return s.do(ctx, calls...)
 }
 
-func (s *Store) findUser(ctx context.Context, q store.Query, found func(store.Entry) bool) error {
-	for cursor := ""; cursor != "0"; {
-		if cursor == "" {
-			cursor = "0"
+// findUsers pages through the hashes of users, all of them at a time.
+func (s *Store) findUsers(ctx context.Context, tenant string, users []string, found func(store.Entry) bool) error {
+	from := slices.Repeat([]string{"0"}, len(users))
+	for len(users) > 0 {
+		calls := make([]call, len(users))
+		for i, user := range users {
+			calls[i] = call{script: scanScript, key: s.userKey(tenant, user), args: []string{from[i], strconv.Itoa(userPage)}}
 		}
-		page, err := s.doPage(ctx, call{script: scanScript, key: s.userKey(q.Tenant, q.User), args: []string{
-			cursor, strconv.Itoa(userPage),
-		}})[0].ToArray()
-		if err != nil {
-			return err
-		}
-		now, err := serverTime(page[0])
-		if err != nil {
-			return err
-		}
-		if cursor, err = page[1].ToString(); err != nil {
-			return err
-		}
-		pairs, err := page[2].AsStrSlice()
-		if err != nil {
-			return err
-		}
-		for i := 0; i+1 < len(pairs); i += 2 {
-			e, err := unpack(pairs[i+1])
+		var moreUsers, moreFrom []string
+		for i, r := range s.doPage(ctx, calls...) {
+			page, err := r.ToArray()
 			if err != nil {
 				return err
 			}
-			e.Tenant, e.User, e.ID = q.Tenant, q.User, pairs[i]
-			if e.Expires.After(now) && !found(e) {
-				return nil
+			now, err := serverTime(page[0])
+			if err != nil {
+				return err
+			}
+			cursor, err := page[1].ToString()
+			if err != nil {
+				return err
+			}
+			pairs, err := page[2].AsStrSlice()
+			if err != nil {
+				return err
+			}
+			for j := 0; j+1 < len(pairs); j += 2 {
+				e, err := unpack(pairs[j+1])
+				if err != nil {
+					return err
+				}
+				e.Tenant, e.User, e.ID = tenant, users[i], pairs[j]
+				if e.Expires.After(now) && !found(e) {
+					return nil
+				}
+			}
+			if cursor != "0" {
+				moreUsers, moreFrom = append(moreUsers, users[i]), append(moreFrom, cursor)
 			}
 		}
+		users, from = moreUsers, moreFrom
 	}
 	return nil
 }

@@ -88,6 +88,31 @@ func TestRenewRepairs(t *testing.T) {
 	}
 }
 
+// Entries finds what no index names any more, and nothing of others.
+func TestEntriesWithoutIndexes(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s, others := open(t, Options{URL: server.URL(), KeyPrefix: "*:"}), open(t, Options{URL: server.URL(), KeyPrefix: "x:"})
+	e := entry("a", "alice")
+	admit(t, s, e, time.Hour, store.Limits{})
+	admit(t, others, entry("b", "bob"), time.Hour, store.Limits{})
+	server.Must("DEL", s.tenantKey("acme", shard("a", tenantShards)), s.idKey("acme", "a"), s.sidKey("acme", "sid"), s.dueOf(e))
+	for _, q := range []store.Query{{Tenant: "acme"}, {Tenant: "acme", SID: "sid"}, {Tenant: "acme", ID: "a"}} {
+		if got := find(t, s, q); got != "" {
+			t.Errorf("Find %+v: %s, of lost indexes", q, got)
+		}
+	}
+	var ids []string
+	for e, err := range s.Entries(t.Context(), "acme") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, e.ID)
+	}
+	if !slices.Equal(ids, []string{"a"}) {
+		t.Errorf("Entries: %v", ids)
+	}
+}
+
 // The reaper's index may be wrong in every way.
 func TestReapVerifies(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})

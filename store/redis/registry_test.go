@@ -15,6 +15,7 @@ import (
 )
 
 func runRegistry(t *testing.T, opts Options, outages []storetest.Outage) {
+	storetest.RunLister(t, storetest.BackendHarness{Open: opener[store.Backend](opts)})
 	storetest.RunRegistry(t, storetest.RegistryHarness{Open: opener[store.Registry](opts), Outages: outages})
 	storetest.RunLeaser(t, storetest.LeaserHarness{Open: opener[store.Leaser](opts), Outages: outages})
 	storetest.RunJournal(t, storetest.JournalHarness{Open: opener[store.Journal](opts), Outages: outages})

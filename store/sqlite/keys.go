@@ -7,7 +7,14 @@ import (
 	"iter"
 	"strings"
 	"time"
+
+	"github.com/coatcheck/coatcheck/store"
 )
+
+// Entries implements store.Lister.
+func (s *Store) Entries(ctx context.Context, tenant string) iter.Seq2[store.Entry, error] {
+	return s.Find(ctx, store.Query{Tenant: tenant})
+}
 
 // Keys implements store.Lister. Between pages it holds no connection.
 func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error] {

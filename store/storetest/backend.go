@@ -32,7 +32,7 @@ func RunBackend(t *testing.T, h BackendHarness) {
 	runSections(t, leasers, leaserSections())
 	runSections(t, watchers, watcherSections())
 	runSections(t, journals, journalSections())
-	t.Run("Keys", func(t *testing.T) { testKeys(t, h.Open(t, 1)[0]) })
+	RunLister(t, h)
 	t.Run("Clock", func(t *testing.T) { testClock(t, h.Open(t, 2)) })
 	t.Run("Patience", func(t *testing.T) { finish(t, !testing.Short()) })
 	runOutages(t, "Outage", stores, h.Outages, testOutage)
