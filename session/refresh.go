@@ -191,18 +191,11 @@ func (m *Manager) renewNow(ctx context.Context, t ticket, before *Live) (live *L
 	case err != nil:
 		return before, false, nil
 	}
-	s, now := live.Session, m.Now()
-	switch need := m.needOf(s, now); {
-	case need == needNothing:
-	case need == needCheck:
+	switch m.needOf(live.Session, m.Now()) {
+	case needCheck:
 		live, err = m.recheck(ctx, t, live)
-	case need != needEnd && s.Renewal.Attempt != "" && !m.maySendAgain(s, now):
-		m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
-			"session", live.Ref)
-		m.CountRefresh(coatcheck.OutcomeUnknown.String())
-		live, err = m.lose(ctx, t, live, now.Add(lostPatience))
-	case need != needEnd:
-		live, err = m.refresh(ctx, t, live)
+	case needRefresh, needFresh:
+		live, err = m.redeem(ctx, t, live)
 	}
 	if err == nil && m.needOf(live.Session, m.Now()) == needEnd {
 		if err = m.end(ctx, live, coatcheck.ReasonRefreshLost); err == nil {
@@ -254,6 +247,19 @@ func hold(lease store.Lease) (release func()) {
 		defer cancel()
 		_ = lease.Release(releasing) // or it ends by itself
 	}
+}
+
+// redeem gets new tokens for a session, unless its refresh token may have been used up: then
+// it forgets that.
+func (m *Manager) redeem(ctx context.Context, t ticket, live *Live) (*Live, error) {
+	now := m.Now()
+	if live.Renewal.Attempt == "" || m.maySendAgain(live.Session, now) {
+		return m.refresh(ctx, t, live)
+	}
+	m.Logger.WarnContext(ctx, "a refresh token may have been used up by a node that stopped: it is not sent again",
+		"session", live.Ref)
+	m.CountRefresh(coatcheck.OutcomeUnknown.String())
+	return m.lose(ctx, t, live, now.Add(lostPatience))
 }
 
 // refresh redeems the session's refresh token. The attempt is noted in the record before
@@ -404,12 +410,17 @@ func (m *Manager) lose(ctx context.Context, t ticket, live *Live, end time.Time)
 	})
 }
 
-// recheck asks whether the provider still vouches for the person.
+// recheck asks whether the provider still vouches for the person. Where it takes the access
+// token no more a refresh decides, in its own time: what keeps a session from one keeps it
+// here too.
 func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, error) {
 	next, err := m.Provider.Check(ctx, live.Session)
 	if err == nil {
 		m.renewal.checks.passed()
 		return m.rewrite(ctx, t, func(s *coatcheck.Session) bool {
+			if !sameGrant(s, live.Session) {
+				return false // what the provider said is older than that
+			}
 			s.Identity, s.Renewal.Checked = next.Identity, m.Now()
 			return true
 		})
@@ -418,14 +429,35 @@ func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, err
 	m.renewal.checks.failed(outcome)
 	m.Logger.WarnContext(ctx, "the provider did not say whether it still vouches for somebody",
 		"session", live.Ref, "outcome", outcome.String(), "error", err)
-	switch {
-	case outcome != coatcheck.OutcomeRefused:
+	if outcome != coatcheck.OutcomeRefused {
 		return live, nil
-	case live.Tokens.Refresh != "" && live.Renewal.Attempt == "":
-		return m.refresh(ctx, t, live) // which tells for sure
+	}
+	now := m.Now()
+	if live.Tokens.Refresh != "" {
+		if live.Renewal.Failures > 0 && now.Before(live.Renewal.NotBefore) || !m.renewal.refreshes.enter(instantOf(time.Now())) {
+			return live, nil
+		}
+		return m.redeem(ctx, t, live)
+	}
+	if lost(live.Session) && now.Before(live.Renewal.NotBefore) {
+		return live, nil // a node that was cut off may still bring the new tokens
+	}
+	asked := live
+	if live, err = m.read(ctx, t); err != nil {
+		return nil, err
+	}
+	if !sameGrant(live.Session, asked.Session) {
+		return live, nil
 	}
 	if err := m.end(ctx, live, coatcheck.ReasonRefreshRefused); err != nil {
 		return nil, err
 	}
 	return nil, ErrInvalid
+}
+
+// sameGrant tells whether nothing has come from the provider, and no new tokens were asked of
+// it, between two states of a session.
+func sameGrant(s, before *coatcheck.Session) bool {
+	return s.Tokens.Access == before.Tokens.Access && s.Renewal.Attempt == before.Renewal.Attempt &&
+		s.Renewal.Checked.Equal(before.Renewal.Checked)
 }
