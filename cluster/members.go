@@ -57,7 +57,9 @@ type MembersOptions struct {
 	// Self describes this node: Node, Version, Keys and Seals. It is called before each report,
 	// and must not call Members. Nil: this process is none of the nodes, and only lists them.
 	Self   func() Member
-	Told   func([]Member) // is called with the live nodes after each report of Run; may be nil
+	// Told is called after each report of Run with the live nodes, and whether no other can be
+	// missing (Complete); may be nil.
+	Told   func(live []Member, complete bool)
 	Logger *slog.Logger   // nothing is logged if nil
 }
 
@@ -89,7 +91,7 @@ func (m *Members) Run(ctx context.Context) {
 		case err == nil:
 			silent = false
 			if m.Told != nil {
-				m.Told(live)
+				m.Told(live, m.Complete(live))
 			}
 		case ctx.Err() == nil:
 			pause = reportAgain

@@ -141,7 +141,7 @@ func TestRun(t *testing.T) {
 		var tasks sync.WaitGroup
 		for _, name := range []string{"a", "b"} {
 			m := member(kept, name)
-			m.Told = func(live []Member) {
+			m.Told = func(live []Member, _ bool) {
 				mu.Lock()
 				defer mu.Unlock()
 				told[name] = live
@@ -220,7 +220,7 @@ func TestOutage(t *testing.T) {
 		var log bytes.Buffer
 		told := 0
 		m := member(kept, "a")
-		m.Told = func([]Member) { told++ }
+		m.Told = func([]Member, bool) { told++ }
 		m.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		ctx, stop := context.WithCancel(t.Context())
 		var tasks sync.WaitGroup

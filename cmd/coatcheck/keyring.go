@@ -90,7 +90,7 @@ func (k *keyring) start(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	if live, err := k.members.Report(ctx); err == nil {
-		k.told(live)
+		k.told(live, k.members.Complete(live))
 	}
 }
 
@@ -165,10 +165,17 @@ func explain(err error) error {
 }
 
 // told lets the newest key seal that all live nodes have.
-func (k *keyring) told(live []cluster.Member) {
+//
+// Where nodes can be missing from the list, at the start and after the store was away, that is
+// known only of a key that another node seals with already: it was decided on when none was.
+func (k *keyring) told(live []cluster.Member, complete bool) {
 	var waits string // the newest key that is due
 	var without []string
 	k.promote(func(id string) bool {
+		decided := slices.ContainsFunc(live, func(m cluster.Member) bool { return m.Seals == id })
+		if !complete && !decided {
+			return false
+		}
 		var nodes []string
 		for _, m := range live {
 			if !slices.Contains(m.Keys, id) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -20,6 +22,7 @@ import (
 	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/memory"
 )
 
@@ -288,7 +291,7 @@ func TestKeyWaitsForAllNodes(t *testing.T) {
 		k, log := newTold(t, second)
 		old, both := first.KeyIDs(), second.KeyIDs()
 		told := func() {
-			k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}, {Node: "c", Keys: old}})
+			k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}, {Node: "c", Keys: old}}, true)
 		}
 		const warns = "not all nodes have it"
 		told()
@@ -312,11 +315,11 @@ func TestKeyWaitsForAllNodes(t *testing.T) {
 		if n := log.count(warns); n != 2 {
 			t.Errorf("the log says so %d times in 90 seconds, want once a minute", n)
 		}
-		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: both}})
+		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: both}}, true)
 		if k.ring.Current() != both[0] {
 			t.Error("the key does not seal though all nodes have it")
 		}
-		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}})
+		k.told([]cluster.Member{{Node: "a", Keys: both}, {Node: "b", Keys: old}}, true)
 		if k.ring.Current() != both[0] {
 			t.Error("the key does not seal any more")
 		}
@@ -333,19 +336,19 @@ func TestWarningsBeginAnew(t *testing.T) {
 		second := rotated(t, first, time.Now().Add(-time.Second))
 		third := rotated(t, second, time.Now().Add(-time.Second))
 		k, log := newTold(t, second)
-		k.told([]cluster.Member{{Node: "b", Keys: first.KeyIDs()}})
+		k.told([]cluster.Member{{Node: "b", Keys: first.KeyIDs()}}, true)
 		time.Sleep(lasts - time.Second)
-		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}}, true)
 		if err := k.ring.Replace(third); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
-		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}}, true)
 		if n := log.count("level=WARN"); n != 0 {
 			t.Errorf("%d warnings of a key that waits since now", n)
 		}
 		time.Sleep(lasts)
-		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}})
+		k.told([]cluster.Member{{Node: "b", Keys: second.KeyIDs()}}, true)
 		if n := log.count("key=" + third.KeyIDs()[0]); n != 1 {
 			t.Errorf("%d warnings of a key that has waited", n)
 		}
@@ -378,8 +381,8 @@ func TestSealingKeyVanishes(t *testing.T) {
 func TestKeyWaitsForItsTime(t *testing.T) {
 	ring := rotated(t, seal.NewRing(), time.Now().Add(time.Hour))
 	k, log := newTold(t, ring)
-	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}, {Node: "b", Keys: ring.KeyIDs()[1:]}})
-	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}})
+	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}, {Node: "b", Keys: ring.KeyIDs()[1:]}}, true)
+	k.told([]cluster.Member{{Node: "a", Keys: ring.KeyIDs()}}, true)
 	if k.waiting.about != "" {
 		t.Error("it waits for its nodes already")
 	}
@@ -395,13 +398,13 @@ func TestNodeLacksAKey(t *testing.T) {
 		second := rotated(t, first, time.Now())
 		others := []cluster.Member{{Node: "b", Keys: second.KeyIDs()}, {Node: "c", Keys: second.KeyIDs()}}
 		k, log := newTold(t, first)
-		k.told(others)
+		k.told(others, true)
 		if log.count("level=WARN") != 0 {
 			t.Errorf("it warns at once:\n%s", &log.buf)
 		}
 		time.Sleep(lasts)
-		k.told(others)
-		k.told(others)
+		k.told(others, true)
+		k.told(others, true)
 		if log.count("this one lacks") != 1 || log.count(`nodes_with="[b c]"`) != 1 || log.count(second.KeyIDs()[0]) != 1 {
 			t.Errorf("the log does not say once who has which key:\n%s", &log.buf)
 		}
@@ -410,32 +413,114 @@ func TestNodeLacksAKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, log = newTold(t, retired)
-		k.told(others)
+		k.told(others, true)
 		time.Sleep(lasts)
-		k.told(others)
+		k.told(others, true)
 		if log.count("level=WARN") != 0 {
 			t.Errorf("a retired key is missed:\n%s", &log.buf)
 		}
 	})
 }
 
-// A node that starts knows at once which key the others seal with, if the store answers, and
-// seals with the one that all have if not.
+// A node that starts seals with the key that the others seal with, if the store answers, and
+// with the one that all have if not, or if it can't know yet whether there are others.
 func TestKeyAtTheStart(t *testing.T) {
 	first := seal.NewRing()
 	second := rotated(t, first, time.Now().Add(-time.Second))
-	k, _ := newTold(t, second)
-	k.start(t.Context())
-	if k.ring.Current() != second.KeyIDs()[0] {
-		t.Error("the only node seals with an old key")
+	synctest.Test(t, func(t *testing.T) {
+		kept := &faultyMembers{Backend: memory.New()}
+		a := newShared(t, "a", second, kept)
+		a.start(t.Context())
+		if a.ring.Current() != first.Current() {
+			t.Error("the first node to start seals with a key that others, which live, may lack")
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var tasks sync.WaitGroup
+		tasks.Go(func() { a.run(ctx) })
+		time.Sleep(time.Minute)
+		if a.ring.Current() == first.Current() {
+			t.Error("the only node seals with an old key")
+		}
+		b := newShared(t, "b", second, kept)
+		if b.start(ctx); b.ring.Current() != a.ring.Current() {
+			t.Error("a node seals with another key than those that were there")
+		}
+		kept.set(true)
+		c := newShared(t, "c", second, kept)
+		if c.start(ctx); c.ring.Current() != first.Current() {
+			t.Error("a node that nobody answers seals with a new key")
+		}
+		stop()
+		tasks.Wait()
+	})
+}
+
+// After an outage the node that reports first is alone on the list, and that proves nothing:
+// another one that lives lacks the key.
+func TestNoKeySealsAfterAnOutage(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now().Add(-time.Second))
+	synctest.Test(t, func(t *testing.T) {
+		kept := &faultyMembers{Backend: memory.New()}
+		a, b := newShared(t, "a", second, kept), newShared(t, "b", first, kept)
+		ctx, stop := context.WithCancel(t.Context())
+		var tasks sync.WaitGroup
+		for _, k := range []*keyring{b, a} {
+			k.start(ctx)
+			tasks.Go(func() { k.run(ctx) })
+		}
+		for range 10 {
+			time.Sleep(time.Minute)
+			kept.set(true)
+			time.Sleep(time.Minute)
+			kept.set(false)
+		}
+		if err := kept.Delete(ctx, b.members.Key); err != nil { // as if the store had lost it
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		if a.ring.Current() != first.Current() {
+			t.Error("it seals with a key that another node lacks")
+		}
+		if err := b.ring.Replace(second); err != nil {
+			t.Error(err)
+		}
+		b.members.Sooner()
+		time.Sleep(time.Minute)
+		if a.ring.Current() == first.Current() || a.ring.Current() != b.ring.Current() {
+			t.Error("both have it, and it does not seal")
+		}
+		stop()
+		tasks.Wait()
+	})
+}
+
+// newShared returns the keyring of a node that shares a store with others.
+func newShared(t *testing.T, name string, ring *seal.Ring, kept store.Backend) *keyring {
+	t.Helper()
+	next, err := seal.ParseRing(ring.Marshal())
+	if err != nil {
+		t.Fatal(err)
 	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	k, _ = newTold(t, second)
-	k.start(gone)
-	if k.ring.Current() != first.Current() {
-		t.Error("a node that nobody answers seals with a new key")
+	cfg := &config.Config{Node: name, Keys: config.Keys{Env: "X"}, Store: config.Store{Driver: config.DriverRedis}}
+	// The bubble's clock is behind, and the keys' times are not.
+	now := func() time.Time { return time.Now().AddDate(100, 0, 0) }
+	return newKeyring(cfg, next, kept, now, func() {}, slog.New(slog.DiscardHandler))
+}
+
+// faultyMembers is a store from which nothing can be read while it is away.
+type faultyMembers struct {
+	store.Backend
+	away atomic.Bool
+}
+
+func (f *faultyMembers) set(away bool) { f.away.Store(away) }
+
+func (f *faultyMembers) Get(ctx context.Context, key string) (store.Record, error) {
+	if f.away.Load() {
+		return store.Record{}, errors.New("away")
 	}
+	return f.Backend.Get(ctx, key)
 }
 
 // A file that says its times in another zone is no news each time it is read.
