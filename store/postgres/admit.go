@@ -44,8 +44,8 @@ func (s *Store) admit(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl ti
 	if err != nil {
 		return nil, err
 	}
-	seat, inherited := inherit(ofUser, e, replaces)
-	if !inherited && limits.Total > 0 && taken >= limits.Total {
+	seat, from := inherit(ofUser, e, replaces)
+	if from == "" && limits.Total > 0 && taken >= limits.Total {
 		if taken, err = freeSeats(ctx, conn, e.Tenant); err != nil {
 			return nil, err
 		}
@@ -53,7 +53,7 @@ func (s *Store) admit(ctx context.Context, conn *pgx.Conn, e store.Entry, ttl ti
 			return nil, &store.LimitError{Limit: store.LimitTotal}
 		}
 	}
-	return admission{e, ttl, victims, replaces, seat, inherited}.commit(ctx, conn)
+	return admission{e, ttl, victims, replaces, seat, from}.commit(ctx, conn)
 }
 
 // lockAndList begins the transaction, takes the locks and returns the user's entries that
@@ -99,17 +99,18 @@ func counted(ofUser []listed, id, replaces string) (others []store.Entry) {
 	return others
 }
 
-// inherit returns the seat that e takes over: its own, where it was listed already, or
-// that of the one it replaces; or else a place to be counted in.
-func inherit(ofUser []listed, e store.Entry, replaces string) (seat int16, inherited bool) {
+// inherit returns the seat that e takes over, and the ID of the entry it takes it from: its
+// own, where it was listed already, or the one it replaces. From nobody it returns a place to
+// be counted in.
+func inherit(ofUser []listed, e store.Entry, replaces string) (seat int16, from string) {
 	for _, id := range []string{e.ID, replaces} {
 		for _, l := range ofUser {
 			if l.ID == id && l.seat != nil {
-				return *l.seat, true
+				return *l.seat, id
 			}
 		}
 	}
-	return rand.N[int16](seatShards), false
+	return rand.N[int16](seatShards), ""
 }
 
 func countSeats(b *pgx.Batch, tenant string, taken *int) {
@@ -145,11 +146,11 @@ func freeSeats(ctx context.Context, conn *pgx.Conn, tenant string) (taken int, e
 // An admission is what Admit has decided.
 type admission struct {
 	store.Entry
-	ttl       time.Duration
-	victims   []string
-	replaces  string
-	seat      int16
-	inherited bool
+	ttl      time.Duration
+	victims  []string
+	replaces string
+	seat     int16
+	from     string // whose seat that was; empty: nobody's
 }
 
 // commit writes it, ends the transaction, and returns the user's ending entries.
@@ -168,7 +169,7 @@ func (a admission) commit(ctx context.Context, conn *pgx.Conn) (ending []store.E
 				due = CASE ending WHEN '' THEN clock_timestamp() + $5::interval ELSE due END,
 				seat = CASE WHEN $6 THEN NULL ELSE seat END
 			WHERE tenant = $1 AND user_id = $2 AND id = $3`,
-			a.Tenant, a.User, a.replaces, store.ReasonReplaced, store.EndingPatience, a.inherited)
+			a.Tenant, a.User, a.replaces, store.ReasonReplaced, store.EndingPatience, a.from == a.replaces)
 	}
 	b.Queue(`
 		INSERT INTO entries (tenant, user_id, id, app, sid, record, data, seat, ending, started, seen, expires, due)
@@ -184,7 +185,7 @@ func (a admission) commit(ctx context.Context, conn *pgx.Conn) (ending []store.E
 			ending, err = pgx.CollectRows(rows, scanEntry)
 			return err
 		})
-	if !a.inherited {
+	if a.from == "" {
 		b.Queue(takeSeat, a.Tenant, a.seat)
 	}
 	b.Queue(`COMMIT`)

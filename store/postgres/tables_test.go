@@ -307,7 +307,7 @@ func TestFirstReasonStays(t *testing.T) {
 	must(t, err)
 	victims, err := store.GiveWay(counted(ofUser, e.ID, ""), e.App, limits)
 	must(t, err)
-	ending, err := admission{e, time.Hour, victims, "", 0, false}.commit(ctx, conn.Conn())
+	ending, err := admission{e, time.Hour, victims, "", 0, ""}.commit(ctx, conn.Conn())
 	if must(t, err); len(victims) != 1 || len(ending) != 1 || ending[0].Ending != "revoked" {
 		t.Errorf("Admit chose %v and returned %+v, want the reason of End", victims, ending)
 	}

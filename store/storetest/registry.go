@@ -35,6 +35,7 @@ func registrySections() []section[RegistryHarness] {
 		{"Total", testTotal},
 		{"TotalExpiry", testTotalExpiry},
 		{"TotalInherited", testTotalInherited},
+		{"TotalOverwritten", testTotalOverwritten},
 		{"EntryExpiry", testEntryExpiry},
 		{"Reap", testReap},
 		{"ReapRace", testReapRace},

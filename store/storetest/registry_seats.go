@@ -141,6 +141,22 @@ func testTotalInherited(t testing.TB, h RegistryHarness) {
 	r.admit(ofUser(3), limits, "")
 }
 
+// testTotalOverwritten admits an entry that is listed already in the place of another one.
+// Both have a seat, and one has none to take over.
+func testTotalOverwritten(t testing.TB, h RegistryHarness) {
+	r := openRoll(t, h)
+	limits := store.Limits{Total: 2}
+	r.admit(session("a"), limits, "")
+	r.admit(session("b"), limits, "")
+	wantIDs(t, "Admit that replaces", r.admit(session("a"), limits, "b"), "b")
+	r.remove(session("b"))
+	r.admit(ofUser(1), limits, "")
+	r.refuse(ofUser(2), limits, "", store.LimitTotal)
+	r.remove(session("a"))
+	r.admit(ofUser(2), limits, "")
+	r.refuse(ofUser(3), limits, "", store.LimitTotal)
+}
+
 // testTotalRace lets many users of one tenant begin at once: never more than Total get in,
 // and with nobody leaving, no fewer.
 func testTotalRace(t testing.TB, h RegistryHarness) {

@@ -148,6 +148,14 @@ func TestSuiteRejectsBrokenRegistries(t *testing.T) {
 				return 0
 			}}
 		}, "TotalInherited"},
+		{"nobody has the seat of who was replaced", func(r store.Registry) store.Registry {
+			return &miscounts{soundRegistry: r, onRemove: func(r store.Registry, e store.Entry) int {
+				if ending, _ := listedAs(r, e); ending == store.ReasonReplaced {
+					return 1
+				}
+				return 0
+			}}
+		}, "TotalOverwritten"},
 		{"End gives the seat back", func(r store.Registry) store.Registry { return &miscounts{soundRegistry: r, onEnd: -1} }, "Total"},
 		{"who is denied takes a seat", func(r store.Registry) store.Registry { return &miscounts{soundRegistry: r, onDenied: 1} }, "Total"},
 		{"Renew revives", func(r store.Registry) store.Registry { return renewRevives{r} }, "End"},
