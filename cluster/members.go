@@ -56,11 +56,11 @@ type MembersOptions struct {
 	Key string
 	// Self describes this node: Node, Version, Keys and Seals. It is called before each report,
 	// and must not call Members. Nil: this process is none of the nodes, and only lists them.
-	Self   func() Member
+	Self func() Member
 	// Told is called after each report of Run with the live nodes, and whether no other can be
 	// missing (Complete); may be nil.
 	Told   func(live []Member, complete bool)
-	Logger *slog.Logger   // nothing is logged if nil
+	Logger *slog.Logger // nothing is logged if nil
 }
 
 // Members are the live nodes of a cluster. Each of them reports to one record of the store,
