@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/coatcheck/coatcheck"
@@ -37,26 +39,28 @@ const (
 	RepairPause = AuditPause + 30*time.Second
 )
 
-// Audit compares the registry with the store, whose records it walks over, and looks at
-// what differs again after the pause. Sessions that begin and end meanwhile are no findings.
-func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Duration) (Audit, error) {
+// Audit compares the registry with the store, both of which it walks over, and looks at what
+// differs again after the pause. Sessions that begin and end meanwhile are no findings.
+// What it remembers grows with the differences, not with the sessions.
+func (m *Manager) Audit(ctx context.Context, kept store.Lister, pause time.Duration) (Audit, error) {
 	var a Audit
-	var suspects []Finding
-	for e, err := range m.Find(ctx, Query{}) {
-		if err != nil && !errors.Is(err, ErrUndescribed) {
-			return a, err
+	suspects := make(map[coatcheck.Ref]Finding)
+	for listed, err := range kept.Entries(ctx, m.tenantName()) {
+		if err != nil {
+			return a, fmt.Errorf("session: audit: %w", err)
 		}
-		if e.Ending != "" {
+		if listed.Ending != "" {
 			continue // somebody is at it
 		}
 		a.Listed++
-		if there, err := m.hasRecord(ctx, e.listed.Record); err != nil {
+		if there, err := m.hasRecord(ctx, listed.Record); err != nil {
 			return a, err
 		} else if !there {
-			suspects = append(suspects, Finding{Ref: e.Ref, Entry: &e, record: e.listed.Record})
+			e, _ := m.describe(listed) // one of another version is a finding as well
+			suspects[e.Ref] = Finding{Ref: e.Ref, Entry: &e, record: listed.Record}
 		}
 	}
-	for key, err := range records.Keys(ctx, m.Jar.Session()+"-") {
+	for key, err := range kept.Keys(ctx, m.Jar.Session()+"-") {
 		if err != nil {
 			return a, fmt.Errorf("session: audit: %w", err)
 		}
@@ -64,11 +68,11 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Du
 			continue // a sign-in that was used once, say
 		}
 		a.Records++
-		f := Finding{Ref: coatcheck.MakeRef(key), record: key}
-		if e, err := m.listedAs(ctx, f.Ref); err != nil {
+		ref := coatcheck.MakeRef(key)
+		if e, err := m.listedAs(ctx, ref); err != nil {
 			return a, err
 		} else if e == nil {
-			suspects = append(suspects, f)
+			suspects[ref] = Finding{Ref: ref, record: key}
 		}
 	}
 	if len(suspects) == 0 {
@@ -79,24 +83,26 @@ func (m *Manager) Audit(ctx context.Context, records store.Lister, pause time.Du
 		return a, ctx.Err()
 	case <-time.After(pause):
 	}
-	seen := make(map[string]bool)
-	for _, f := range suspects {
-		if seen[f.record] {
-			continue
+	lives := make(map[coatcheck.Ref]bool) // of the suspects that are listed: not ending
+	for listed, err := range kept.Entries(ctx, m.tenantName()) {
+		if err != nil {
+			return a, fmt.Errorf("session: audit: %w", err)
 		}
-		seen[f.record] = true
+		if _, ok := suspects[coatcheck.Ref(listed.ID)]; ok {
+			lives[coatcheck.Ref(listed.ID)] = listed.Ending == ""
+		}
+	}
+	for ref, f := range suspects {
 		there, err := m.hasRecord(ctx, f.record)
 		if err != nil {
 			return a, err
 		}
-		e, err := m.listedAs(ctx, f.Ref)
-		if err != nil {
-			return a, err
-		}
-		if live := e != nil && e.Ending == ""; f.Entry != nil && live && !there || f.Entry == nil && e == nil && there {
+		live, listed := lives[ref]
+		if f.Entry != nil && live && !there || f.Entry == nil && !listed && there {
 			a.Findings = append(a.Findings, f)
 		}
 	}
+	slices.SortFunc(a.Findings, func(f, g Finding) int { return strings.Compare(string(f.Ref), string(g.Ref)) })
 	return a, nil
 }
 
@@ -137,7 +143,8 @@ func (m *Manager) hasRecord(ctx context.Context, key string) (bool, error) {
 	return true, nil
 }
 
-// listedAs returns the entry of a session, or nil.
+// listedAs returns the entry that is found by a session's name, or nil. Where it is nil, an
+// index may be all that has lost it.
 func (m *Manager) listedAs(ctx context.Context, ref coatcheck.Ref) (*Entry, error) {
 	for e, err := range m.Find(ctx, Query{Ref: ref}) {
 		if err != nil && !errors.Is(err, ErrUndescribed) {

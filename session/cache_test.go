@@ -171,6 +171,48 @@ func TestLeaseEnds(t *testing.T) {
 	})
 }
 
+// Beside a request that is moving the idle end nobody is served past it.
+func TestIdleEndBesideATouch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHearing(t)
+		r.run(t)
+		value := r.signIn("alice")
+		r.wantUser("alice", value)
+		time.Sleep(idle - time.Second)
+		r.probe.forget(func(_ context.Context, op, _ string) error {
+			if op == "touch" {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		})
+		var slow sync.WaitGroup
+		slow.Go(func() { r.wantInvalid(value) }) // the store says so, too late
+		synctest.Wait()
+		r.wantUser("alice", value)
+		time.Sleep(time.Second)
+		r.wantInvalid(value)
+		slow.Wait()
+	})
+}
+
+// What is remembered of the gaps in the feed is bounded: a read from before them all is
+// confirmed by itself alone, and not by what was heard long after it.
+func TestConfirmed(t *testing.T) {
+	c := newCache(0, lease, slog.New(slog.DiscardHandler))
+	const read, told = instant(1), instant(time.Second)
+	for gaps := range 3 * len(c.lastCurrent) {
+		want := told // up to when the feed told everything before the first gap
+		if gaps == 0 || gaps >= len(c.lastCurrent) {
+			want = read
+		}
+		if got := c.confirmed(read, 0); got != want {
+			t.Errorf("after %d gaps it is confirmed at %d, want %d", gaps, got, want)
+		}
+		c.heard(base.Add(time.Duration(told) * time.Duration(gaps+1)))
+		c.reset()
+	}
+}
+
 // A read that began before a change, or before a gap, is not kept as what came after it.
 func TestReadsThatOverlapChanges(t *testing.T) {
 	for name, meanwhile := range map[string]func(told store.Feed, handle string){

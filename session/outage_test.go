@@ -76,6 +76,26 @@ func TestOutageGraceEndsWithTheSession(t *testing.T) {
 	})
 }
 
+// Who leaves before the store has answered is not served from what was known before it: the
+// store is there, and may know better.
+func TestNoGraceForWhoLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := newSilent(t, func(o *Options) { o.OutageGrace = time.Hour })
+		value := r.signIn("alice")
+		r.wantUser("alice", value)
+		time.Sleep(lease + 1)
+		r.probe.forget(func(context.Context, string, string) error {
+			time.Sleep(time.Second)
+			return nil
+		})
+		leaving, leave := context.WithTimeout(t.Context(), time.Millisecond)
+		defer leave()
+		live, err := r.Load(leaving, carrying(value))
+		wantCode(t, live, err, coatcheck.CodeUnknown, value)
+		time.Sleep(2 * time.Second) // the read belongs to nobody, and ends
+	})
+}
+
 // A store that is full refuses to mark an entry, and deletes a record all the same: people
 // can sign out, and be signed out. The entry follows.
 func TestEndInAFullStore(t *testing.T) {

@@ -102,6 +102,12 @@ func TestReapRelists(t *testing.T) {
 		r.run(t)
 		time.Sleep(idle/2 + listedLonger + 3*upkeepEvery)
 		r.wantKept(value)
+		rec, _ := r.record(value)
+		for e := range r.memory.Find(t.Context(), store.Query{Tenant: r.tenantName()}) {
+			if longer := time.Until(e.Expires) - rec.TTL; longer != listedLonger {
+				t.Errorf("it is listed for %v longer than its record lives, want %v", longer, listedLonger)
+			}
+		}
 		r.wantUser("alice", value)
 		events.want(t, "session.started alice", "session.renewed alice")
 		time.Sleep(idle + listedLonger + 3*upkeepEvery)
