@@ -284,7 +284,7 @@ func (f *fleet) signOut(ctx context.Context, node int, held sitting) error {
 	if err != nil {
 		return err
 	}
-	return m.End(ctx, http.Header{}, l, coatcheck.ReasonSignedOut)
+	return m.End(ctx, http.Header{}, nil, l, coatcheck.ReasonSignedOut)
 }
 
 // revoke ends a session at a node, as those do who run the site.

@@ -48,7 +48,7 @@ func TestEveryEndingIsExplained(t *testing.T) {
 func (r *rig) end(t *testing.T, reason coatcheck.Reason) http.Header {
 	t.Helper()
 	live, cookie := r.signedIn(t, "alice")
-	if err := r.Sessions.End(t.Context(), http.Header{}, live, reason); err != nil {
+	if err := r.Sessions.End(t.Context(), http.Header{}, nil, live, reason); err != nil {
 		t.Fatal(err)
 	}
 	return cookie
@@ -309,7 +309,7 @@ func TestOpenStreamEndsWithSession(t *testing.T) {
 	if _, err := io.ReadFull(resp.Body, make([]byte, 9)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Sessions.End(t.Context(), http.Header{}, live, coatcheck.ReasonRevoked); err != nil {
+	if err := r.Sessions.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonRevoked); err != nil {
 		t.Fatal(err)
 	}
 	if rest, err := io.ReadAll(resp.Body); err != nil || len(rest) > 0 {

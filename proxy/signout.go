@@ -55,7 +55,7 @@ func (p *Proxy) signOut(x *exchange) error {
 
 // endSession ends the session of the request, and sends the browser to end the provider's.
 func (p *Proxy) endSession(x *exchange, returnTo string) error {
-	if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.live, coatcheck.ReasonSignedOut); err != nil {
+	if err := p.Sessions.End(x.r.Context(), x.w.Header(), x.r.Header, x.live, coatcheck.ReasonSignedOut); err != nil {
 		return err
 	}
 	p.Logger.InfoContext(x.r.Context(), "signed out", "request_id", x.id, "session", x.live.Ref)

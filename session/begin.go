@@ -96,7 +96,7 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 	left = ""
 	m.record(ctx, m.event(coatcheck.EventStarted, entry, 0))
 	if over {
-		if err := m.end(ctx, live, coatcheck.ReasonBackChannel); err != nil {
+		if err := m.end(ctx, holding{t, live}, coatcheck.ReasonBackChannel); err != nil {
 			left = coatcheck.ReasonBackChannel
 		}
 		return nil, coatcheck.E(coatcheck.CodeSessionEnded, op, &EndedError{coatcheck.ReasonBackChannel})
@@ -107,14 +107,14 @@ func (m *Manager) Begin(ctx context.Context, h, in http.Header, s *coatcheck.Ses
 
 // giveWay ends what a new session displaces: the entries that its admission has marked as
 // ending, and the sessions that its request carries.
-func (m *Manager) giveWay(ctx context.Context, ending []store.Entry, carried []*Live) error {
+func (m *Manager) giveWay(ctx context.Context, ending []store.Entry, carried []holding) error {
 	for _, victim := range ending {
-		if err := m.finish(ctx, victim, opened(victim, carried)); err != nil {
+		if err := m.finish(ctx, victim, carriedOf(victim, carried)); err != nil {
 			return fmt.Errorf("end the session before: %w", err)
 		}
 	}
 	for _, before := range carried {
-		if slices.ContainsFunc(ending, func(e store.Entry) bool { return e.ID == string(before.Ref) }) {
+		if slices.ContainsFunc(ending, func(e store.Entry) bool { return e.ID == string(before.live.Ref) }) {
 			continue
 		}
 		if err := m.end(ctx, before, coatcheck.ReasonReplaced); err != nil {
@@ -166,33 +166,34 @@ func (m *Manager) admit(ctx context.Context, e store.Entry, ttl time.Duration, r
 
 // replaced returns the ID of the carried session that gives its place to s: one of the same
 // person.
-func replaced(carried []*Live, s *coatcheck.Session) string {
-	for _, l := range carried {
-		if l.Identity.Issuer == s.Identity.Issuer && l.Identity.Subject == s.Identity.Subject {
-			return string(l.Ref)
+func replaced(carried []holding, s *coatcheck.Session) string {
+	for _, before := range carried {
+		if id := before.live.Identity; id.Issuer == s.Identity.Issuer && id.Subject == s.Identity.Subject {
+			return string(before.live.Ref)
 		}
 	}
 	return ""
 }
 
-// opened returns the session of an entry if it is one of those that the request carries.
-func opened(e store.Entry, carried []*Live) *coatcheck.Session {
-	for _, l := range carried {
-		if e.ID == string(l.Ref) {
-			return l.Session
+// carriedOf returns the session of an entry if it is one of those that the request carries,
+// nil if not.
+func carriedOf(e store.Entry, carried []holding) *holding {
+	for i, before := range carried {
+		if e.ID == string(before.live.Ref) {
+			return &carried[i]
 		}
 	}
 	return nil
 }
 
 // carried returns the live sessions that a request carries.
-func (m *Manager) carried(ctx context.Context, in http.Header) ([]*Live, error) {
+func (m *Manager) carried(ctx context.Context, in http.Header) ([]holding, error) {
 	var buf [maxCandidates]string
 	candidates, err := m.candidates(in, buf[:0])
 	if err != nil {
 		return nil, nil // such cookies open nothing
 	}
-	var list []*Live
+	var list []holding
 	for _, value := range candidates {
 		l, _, err := m.open(ctx, value)
 		if errors.Is(err, ErrInvalid) {
@@ -201,7 +202,8 @@ func (m *Manager) carried(ctx context.Context, in http.Header) ([]*Live, error) 
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, l)
+		t, _ := parseTicket(m.Jar.Session(), value) // which open has read too
+		list = append(list, holding{t, l})
 	}
 	return list, nil
 }

@@ -99,7 +99,7 @@ func TestChangesAreHeard(t *testing.T) {
 		}
 		r.wantUser("alice, changed", value)
 
-		if err := other.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+		if err := other.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
 		r.wantInvalid(value)
@@ -317,7 +317,7 @@ func TestReadsAreNotShared(t *testing.T) {
 			var all sync.WaitGroup
 			all.Go(func() { r.wantUser("alice", value) })
 			synctest.Wait()
-			if err := other.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+			if err := other.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 				t.Fatal(err)
 			}
 			if cached {
@@ -501,7 +501,7 @@ func liveOn(t *testing.T, steps []string) string {
 			value, there = other.signIn("alice"), true
 		case "end":
 			if there {
-				if err := other.End(t.Context(), http.Header{}, other.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+				if err := other.End(t.Context(), http.Header{}, nil, other.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
 					return err.Error()
 				}
 				there = false

@@ -235,7 +235,7 @@ func TestNodeDies(t *testing.T) {
 			"sign-out", store.Deny,
 			func(w *ward) {
 				if l, err := w.dying.Load(w.t.Context(), carrying(w.held[0])); err == nil {
-					_ = w.dying.End(w.t.Context(), http.Header{}, l, coatcheck.ReasonSignedOut)
+					_ = w.dying.End(w.t.Context(), http.Header{}, nil, l, coatcheck.ReasonSignedOut)
 				}
 			},
 			"Get End Create Delete Append Remove",

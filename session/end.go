@@ -15,32 +15,52 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// End ends the session for every node, and clears the cookie in the response header h. If
-// the store can't be reached it returns an error with CodeUnknown, and the cookie stays: a
-// person who was told "signed out" must be.
-func (m *Manager) End(ctx context.Context, h http.Header, l *Live, reason coatcheck.Reason) error {
-	if err := m.end(ctx, l, reason); err != nil {
+// End ends the session for every node, and clears the cookie in the response header h. in is
+// the header of the request that it was loaded for; without it, tokens that it got since then
+// are not revoked. If the store can't be reached it returns an error with CodeUnknown, and the
+// cookie stays: a person who was told "signed out" must be.
+func (m *Manager) End(ctx context.Context, h, in http.Header, l *Live, reason coatcheck.Reason) error {
+	if err := m.end(ctx, m.holdingOf(in, l), reason); err != nil {
 		return coatcheck.E(coatcheck.CodeUnknown, "session.end", err)
 	}
 	m.Clear(h)
 	return nil
 }
 
-// end ends a loaded session.
-func (m *Manager) end(ctx context.Context, l *Live, reason coatcheck.Reason) error {
-	return m.endListed(ctx, m.listing(l.Session, l.handle, l.verifier), reason, l.Session)
+// A holding is a session as it was loaded, and the ticket that opens it.
+type holding struct {
+	ticket ticket
+	live   *Live
+}
+
+// holdingOf returns a session with the ticket that the header of a request has of it, or with
+// one that opens nothing.
+func (m *Manager) holdingOf(in http.Header, l *Live) holding {
+	var buf [maxCandidates]string
+	candidates, _ := m.candidates(in, buf[:0])
+	for _, value := range candidates {
+		if t, err := parseTicket(m.Jar.Session(), value); err == nil && t.handle == l.handle {
+			return holding{t, l}
+		}
+	}
+	return holding{ticket{handle: l.handle}, l}
+}
+
+// end ends a session that was loaded.
+func (m *Manager) end(ctx context.Context, h holding, reason coatcheck.Reason) error {
+	return m.endListed(ctx, m.listing(h.live.Session, h.live.handle, h.live.verifier), reason, &h)
 }
 
 // endListed marks an entry as ending, and finishes it. One that is not listed, for the
 // registry has lost it, is ended all the same; and so is one that can't be marked, by a
 // store that refuses to write: the record is deleted, and the entry follows when it can.
-// opened is the session, nil if nobody holds its ticket.
-func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason, opened *coatcheck.Session) error {
+// h is the session, nil if nobody holds its ticket.
+func (m *Manager) endListed(ctx context.Context, listing store.Entry, reason coatcheck.Reason, h *holding) error {
 	marked, err := m.mark(ctx, listing, reason)
 	if err != nil {
-		return m.endUnmarked(ctx, listing, reason, opened, err)
+		return m.endUnmarked(ctx, listing, reason, h, err)
 	}
-	return m.finish(ctx, marked, opened)
+	return m.finish(ctx, marked, h)
 }
 
 // mark marks an entry as ending, and returns it as it is then.
@@ -54,10 +74,10 @@ func (m *Manager) mark(ctx context.Context, listing store.Entry, reason coatchec
 }
 
 // endUnmarked ends a session whose entry could not be marked for cause.
-func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, opened *coatcheck.Session, cause error) error {
+func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason coatcheck.Reason, h *holding, cause error) error {
 	e, _ := m.describe(listing)
 	_ = m.bury(ctx, e, reason) // a store that refuses writes has no room for it, perhaps
-	granted := m.granted(ctx, listing, reason, opened)
+	granted := m.granted(ctx, listing, reason, h)
 	if err := m.Store.Delete(ctx, listing.Record); err != nil {
 		return errors.Join(cause, err)
 	}
@@ -70,14 +90,14 @@ func (m *Manager) endUnmarked(ctx context.Context, listing store.Entry, reason c
 
 // finish ends what is left of a session whose entry is marked as ending. It returns nil
 // once nobody can use the session; what then fails of the rest is done again by whichever
-// node reaps the entry. opened is the session, nil if nobody holds its ticket.
-func (m *Manager) finish(ctx context.Context, listed store.Entry, opened *coatcheck.Session) error {
+// node reaps the entry. h is the session, nil if nobody holds its ticket.
+func (m *Manager) finish(ctx context.Context, listed store.Entry, h *holding) error {
 	e, _ := m.describe(listed) // one of another version ends without a word of explanation
 	reason := e.reason()
 	if err := m.bury(ctx, e, reason); err != nil {
 		m.Logger.DebugContext(ctx, "an ended session will not be able to say why", "session", e.Ref, "error", err)
 	}
-	granted := m.granted(ctx, listed, reason, opened)
+	granted := m.granted(ctx, listed, reason, h)
 	if err := m.Store.Delete(ctx, listed.Record); err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func TestEndInAFullStore(t *testing.T) {
 	value := r.signIn("alice")
 	events.told()
 	r.Manager.Registry = fullRegistry{r.memory}
-	if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	r.wantInvalid(value)
@@ -120,7 +120,7 @@ func TestEndInAFullStore(t *testing.T) {
 	live := r.wantUser("alice", value)
 	r.Manager.Registry = fullRegistry{r.memory}
 	r.probe.forget(failing("delete"))
-	wantCode(t, nil, r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut), coatcheck.CodeUnknown)
+	wantCode(t, nil, r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut), coatcheck.CodeUnknown)
 }
 
 type fullRegistry struct{ store.Registry }

@@ -176,7 +176,9 @@ func TestRecheckInGrace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		nodes, p := newRefreshing(t, 2, refusing, func(o *Options) { o.RotationGrace = 20 * time.Second })
 		value := nodes[0].enter("alice", p)
-		p.setAnswer(func(n int) (bool, error) { return true, map[bool]error{true: outcome(coatcheck.OutcomeUnknown)}[n == 1] })
+		p.setAnswer(func(n int) (bool, error) {
+			return true, map[bool]error{true: outcome(coatcheck.OutcomeUnknown)}[n == 1]
+		})
 		time.Sleep(time.Minute)
 		for i := range 40 {
 			nodes[i%2].wantUser("alice", value)

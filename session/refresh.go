@@ -144,7 +144,7 @@ func (m *Manager) endLost(ctx context.Context, t ticket) (*Live, error) {
 		if m.needOf(live.Session, m.Now()) != needEnd {
 			return live, nil
 		}
-		err = m.end(ctx, live, coatcheck.ReasonRefreshLost)
+		err = m.end(ctx, holding{t, live}, coatcheck.ReasonRefreshLost)
 	}
 	if err != nil && !errors.Is(err, ErrInvalid) {
 		return nil, coatcheck.E(coatcheck.CodeUnknown, "session.load", err)
@@ -198,7 +198,7 @@ func (m *Manager) renewNow(ctx context.Context, t ticket, before *Live) (live *L
 		live, err = m.redeem(ctx, t, live)
 	}
 	if err == nil && m.needOf(live.Session, m.Now()) == needEnd {
-		if err = m.end(ctx, live, coatcheck.ReasonRefreshLost); err == nil {
+		if err = m.end(ctx, holding{t, live}, coatcheck.ReasonRefreshLost); err == nil {
 			err = ErrInvalid
 		}
 	}
@@ -310,7 +310,7 @@ func (m *Manager) refresh(ctx context.Context, t ticket, live *Live) (*Live, err
 	case coatcheck.OutcomeNone, coatcheck.OutcomeMisconfigured:
 		return m.settle(ctx, t, noted, attemptID, m.failed(outcome, again))
 	case coatcheck.OutcomeRefused:
-		if err := m.end(ctx, noted, coatcheck.ReasonRefreshRefused); err != nil {
+		if err := m.end(ctx, holding{t, noted}, coatcheck.ReasonRefreshRefused); err != nil {
 			return nil, err // whoever comes next finds the attempt
 		}
 		return nil, ErrInvalid
@@ -357,14 +357,7 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attemptID st
 	})
 	m.renewal.refreshes.passed()
 	if errors.Is(err, ErrInvalid) {
-		fresh := grant{
-			ref: before.Ref, token: next.Tokens.Refresh, kind: coatcheck.RefreshToken,
-			provider: before.Provider, issuer: before.Identity.Issuer,
-		}
-		if sid := before.ProviderSID; sid != "" {
-			fresh.sid = m.sidName(before.Identity.Issuer, sid)
-		}
-		m.revokeLater(fresh)
+		m.revokeLater(m.grantOf(&Live{Session: next, Ref: before.Ref}))
 	}
 	return live, err
 }
@@ -449,7 +442,7 @@ func (m *Manager) recheck(ctx context.Context, t ticket, live *Live) (*Live, err
 	if !sameGrant(live.Session, asked.Session) {
 		return live, nil
 	}
-	if err := m.end(ctx, live, coatcheck.ReasonRefreshRefused); err != nil {
+	if err := m.end(ctx, holding{t, live}, coatcheck.ReasonRefreshRefused); err != nil {
 		return nil, err
 	}
 	return nil, ErrInvalid

@@ -319,7 +319,7 @@ func TestRefreshDoesNotResurrect(t *testing.T) {
 		time.Sleep(accessLife - maxAhead)
 		live := nodes[0].wantUser("alice", value)
 		time.Sleep(5 * time.Second)
-		if err := nodes[1].end(t.Context(), live, coatcheck.ReasonRevoked); err != nil {
+		if err := nodes[1].end(t.Context(), nodes[1].holdingOf(nil, live), coatcheck.ReasonRevoked); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(10 * time.Second)

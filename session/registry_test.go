@@ -432,7 +432,7 @@ func TestLostIsNotIdle(t *testing.T) {
 		r.probe.forget(func(ctx context.Context, op, key string) error {
 			if op == "get" && key == handle {
 				r.probe.forget(nil)
-				return r.End(ctx, http.Header{}, live, coatcheck.ReasonRevoked)
+				return r.End(ctx, http.Header{}, nil, live, coatcheck.ReasonRevoked)
 			}
 			return nil
 		})

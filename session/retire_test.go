@@ -130,7 +130,7 @@ func TestEndSealedByWhileItEnds(t *testing.T) {
 }
 
 func (r *retiring) signOut(live *Live) error {
-	return r.rig.end(context.Background(), live, coatcheck.ReasonSignedOut)
+	return r.rig.end(context.Background(), r.holdingOf(nil, live), coatcheck.ReasonSignedOut)
 }
 
 // Whoever is interrupted leaves no session that is called invalid without a reason, and none

@@ -38,13 +38,13 @@ type grant struct {
 }
 
 // granted returns what is to be revoked at the provider once a session has ended, for whose
-// record it is the last chance; the zero grant is nothing. Without the session it is what
+// record it is the last chance; the zero grant is nothing. Without the session, h, it is what
 // the escrow holds.
 //
 // A session that a new one of the same browser replaces has, as a rule, the provider's
 // session in common with it, and a provider may take back with a token all that was granted
 // there. So what it was granted is revoked only where it is known to be another one.
-func (m *Manager) granted(ctx context.Context, listed store.Entry, reason coatcheck.Reason, opened *coatcheck.Session) grant {
+func (m *Manager) granted(ctx context.Context, listed store.Entry, reason coatcheck.Reason, h *holding) grant {
 	if m.Provider == nil {
 		return grant{}
 	}
@@ -58,18 +58,34 @@ func (m *Manager) granted(ctx context.Context, listed store.Entry, reason coatch
 	default:
 		return grant{}
 	}
-	e, _ := m.describe(listed) // of one of another version no provider knows
-	g := grant{ref: e.Ref, sid: listed.SID, kind: coatcheck.RefreshToken, provider: e.Provider, issuer: e.Issuer}
-	if opened != nil {
-		g.provider, g.issuer = opened.Provider, opened.Identity.Issuer
+	if h == nil {
+		e, _ := m.describe(listed) // of one of another version no provider knows
+		return grant{
+			ref: e.Ref, sid: listed.SID, token: m.escrowed(ctx, listed.Record), kind: coatcheck.RefreshToken,
+			provider: e.Provider, issuer: e.Issuer,
+		}
 	}
-	switch {
-	case opened == nil:
-		g.token = m.escrowed(ctx, listed.Record)
-	case opened.Tokens.Refresh != "":
-		g.token = opened.Tokens.Refresh
-	default:
-		g.token, g.kind = opened.Tokens.Access, coatcheck.AccessToken
+	live := h.live
+	if live.Tokens == (coatcheck.Tokens{}) {
+		return grant{}
+	}
+	// What the request holds may have been refreshed since. A refresh that comes between this
+	// and the deletion of the record is missed.
+	if now, err := m.read(ctx, h.ticket); err == nil {
+		live = now
+	}
+	return m.grantOf(live)
+}
+
+// grantOf returns what the provider has granted for a session: revoking a refresh token
+// revokes the access tokens that came of it (RFC 7009 §2.1).
+func (m *Manager) grantOf(l *Live) grant {
+	g := grant{ref: l.Ref, token: l.Tokens.Refresh, kind: coatcheck.RefreshToken, provider: l.Provider, issuer: l.Identity.Issuer}
+	if l.ProviderSID != "" {
+		g.sid = m.sidName(l.Identity.Issuer, l.ProviderSID)
+	}
+	if g.token == "" {
+		g.token, g.kind = l.Tokens.Access, coatcheck.AccessToken
 	}
 	return g
 }

@@ -109,7 +109,7 @@ func TestTokensAreRevoked(t *testing.T) {
 		never  bool
 	}{
 		{name: "signed out", holder: true, end: func(r *rig, cookie string) {
-			if err := r.End(r.t.Context(), http.Header{}, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
+			if err := r.End(r.t.Context(), http.Header{}, nil, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
 				r.t.Error(err)
 			}
 		}},
@@ -178,7 +178,7 @@ func TestAccessTokenIsRevoked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
+		if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(time.Second)
@@ -195,7 +195,7 @@ func TestSharedGrantStays(t *testing.T) {
 		defer stop()
 		one, other := r.mustBegin("alice", "s1"), r.mustBegin("alice", "s1")
 		for i, cookie := range []string{one, other} {
-			if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
+			if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
 				t.Error(err)
 			}
 			time.Sleep(time.Second)
@@ -224,7 +224,7 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 				p.fail(&coatcheck.RenewalError{Outcome: tc.outcome, Err: errDown})
 				cookie := r.mustBegin("alice", "")
 				before := time.Now()
-				if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
+				if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
 					t.Error(err)
 				}
 				if took := time.Since(before); took > 0 {
@@ -243,7 +243,7 @@ func TestRevocationIsNeverInTheWay(t *testing.T) {
 			r, p, stop := newRevokingRig(t)
 			defer stop()
 			p.fail(&coatcheck.RenewalError{Outcome: coatcheck.OutcomeNone, Err: errDown})
-			if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", r.mustBegin("alice", "")), coatcheck.ReasonSignedOut); err != nil {
+			if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", r.mustBegin("alice", "")), coatcheck.ReasonSignedOut); err != nil {
 				t.Error(err)
 			}
 			time.Sleep(revokePause / 4)
@@ -301,4 +301,224 @@ func TestRevocationAtShutdown(t *testing.T) {
 			}
 		})
 	})
+}
+
+// ticket returns the ticket in the value of a cookie.
+func (r *rig) ticket(value string) ticket {
+	r.t.Helper()
+	t, err := parseTicket(r.Jar.Session(), value)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return t
+}
+
+// refreshed gives a session the refresh token "later", as another node does.
+func (r *rig) refreshed(value string) {
+	r.t.Helper()
+	if _, err := r.rewrite(context.Background(), r.ticket(value), func(s *coatcheck.Session) bool {
+		s.Tokens.Refresh = "later"
+		return true
+	}); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// What is revoked is what the session has when it ends, and not what it had when the request
+// was let in that ends it.
+func TestFreshTokenIsRevoked(t *testing.T) {
+	for name, end := range map[string]func(r *rig, cookie string) error{
+		"signed out": func(r *rig, cookie string) error {
+			live := r.wantUser("alice", cookie)
+			r.refreshed(cookie)
+			return r.End(r.t.Context(), http.Header{}, carrying("another", cookie), live, coatcheck.ReasonSignedOut)
+		},
+		"replaced by the same person": func(r *rig, cookie string) error {
+			r.probe.forget(func(_ context.Context, op, _ string) error {
+				if op == "create" {
+					r.probe.forget(nil)
+					r.refreshed(cookie)
+				}
+				return nil
+			})
+			_, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("alice", "s2"), r.Now())
+			return err
+		},
+		"replaced by somebody else": func(r *rig, cookie string) error {
+			r.probe.forget(func(_ context.Context, op, _ string) error {
+				if op == "create" {
+					r.probe.forget(nil)
+					r.refreshed(cookie)
+				}
+				return nil
+			})
+			_, err := r.Begin(r.t.Context(), http.Header{}, carrying(cookie), atProvider("bob", "s2"), r.Now())
+			return err
+		},
+		"revoked, by escrow": func(r *rig, cookie string) error {
+			r.refreshed(cookie)
+			_, err := r.EndAll(r.t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", coatcheck.ReasonRevoked)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, p, stop := newRevokingRig(t, func(o *Options) { o.Escrow = true })
+				defer stop()
+				cookie := r.mustBegin("alice", "s1")
+				if err := end(r, cookie); err != nil {
+					t.Error(err)
+				}
+				r.wantInvalid(cookie)
+				time.Sleep(time.Second)
+				if got := p.take(); !slices.Equal(got, []string{"refresh_token later"}) {
+					t.Errorf("revoked are %q", got)
+				}
+			})
+		})
+	}
+}
+
+// A store that can't be read keeps nobody from revoking what the request holds, and neither
+// does a request without its cookie.
+func TestTokenAtHandIsRevoked(t *testing.T) {
+	for name, in := range map[string]func(r *rig, cookie string) http.Header{
+		"the store can't be read": func(r *rig, cookie string) http.Header {
+			r.probe.forget(failing("get"))
+			return carrying(cookie)
+		},
+		"without a cookie":        func(*rig, string) http.Header { return nil },
+		"with somebody else's":    func(r *rig, _ string) http.Header { return carrying(r.signIn("bob")) },
+		"with too many, and none": func(*rig, string) http.Header { return carrying("1", "2", "3", "4", "5") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, p, stop := newRevokingRig(t)
+				defer stop()
+				cookie := r.mustBegin("alice", "")
+				live := r.wantUser("alice", cookie)
+				if err := r.End(t.Context(), http.Header{}, in(r, cookie), live, coatcheck.ReasonSignedOut); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Second)
+				if got := p.take(); !slices.Equal(got, []string{"refresh_token refresh token of alice"}) {
+					t.Errorf("revoked are %q", got)
+				}
+			})
+		})
+	}
+}
+
+// A registry that does not write keeps nobody from revoking.
+func TestRevokedThoughStillListed(t *testing.T) {
+	for name, broken := range map[string]func(store.Registry) store.Registry{
+		"it can't be marked":  func(r store.Registry) store.Registry { return fullRegistry{r} },
+		"it can't be removed": func(r store.Registry) store.Registry { return stubbornRegistry{r} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, p, stop := newRevokingRig(t, func(o *Options) { o.Registry = broken(o.Registry) })
+				defer stop()
+				cookie := r.mustBegin("alice", "s1")
+				if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", cookie), coatcheck.ReasonSignedOut); err != nil {
+					t.Error(err)
+				}
+				r.wantInvalid(cookie)
+				time.Sleep(time.Second)
+				if got := p.take(); len(got) != 1 {
+					t.Errorf("revoked are %q", got)
+				}
+			})
+		})
+	}
+}
+
+// A stubbornRegistry removes nothing.
+type stubbornRegistry struct{ store.Registry }
+
+func (stubbornRegistry) Remove(context.Context, store.Entry) error { return errDown }
+
+// A session that is ending too keeps no grant.
+func TestGrantOfTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, p, stop := newRevokingRig(t)
+		defer stop()
+		one, other := r.mustBegin("alice", "s1"), r.mustBegin("alice", "s1")
+		last := r.wantUser("alice", other)
+		if _, err := r.memory.End(t.Context(), r.listing(last.Session, last.handle, last.verifier), string(coatcheck.ReasonRevoked)); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", one), coatcheck.ReasonSignedOut); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if got := p.take(); len(got) != 1 {
+			t.Errorf("revoked are %q", got)
+		}
+	})
+}
+
+// Where there can be nothing to be revoked, nobody reads a record to look for it.
+func TestNothingGrantedNoRead(t *testing.T) {
+	r := newRig(t, func(o *Options) { o.Provider, o.Leases = new(revoker), o.Registry.(store.Leaser) })
+	s := atProvider("bob", "")
+	s.Tokens = coatcheck.Tokens{}
+	bob, err := r.beginAt(s, r.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := r.wantUser("bob", bob)
+	r.probe.forget(nil)
+	if err := r.End(t.Context(), http.Header{}, carrying(bob), live, coatcheck.ReasonSignedOut); err != nil {
+		t.Error(err)
+	}
+	if n := r.probe.count("get"); n != 0 {
+		t.Errorf("without tokens: %d reads", n)
+	}
+	r.mustBegin("alice", "")
+	r.probe.forget(nil)
+	if _, err := r.EndAll(t.Context(), Query{Issuer: issuer, Subject: "alice"}, "", coatcheck.ReasonRevoked); err != nil {
+		t.Error(err)
+	}
+	if n := r.probe.count("get"); n != 0 {
+		t.Errorf("without escrow: %d reads", n)
+	}
+}
+
+// Tokens that come after their session has ended are revoked, by their refresh token, unless
+// another one stands on the same session of the provider's.
+func TestTokensThatComeTooLate(t *testing.T) {
+	for name, shared := range map[string]bool{"nobody's": false, "another session's too": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 2)
+				s := atProvider("alice", "s1")
+				s.Tokens = p.tokens(time.Now())
+				value, err := nodes[0].beginAt(s, nodes[0].Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if shared {
+					nodes[0].mustBegin("alice", "s1")
+				}
+				p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
+				time.Sleep(accessLife - maxAhead/2)
+				live := nodes[0].wantUser("alice", value)
+				time.Sleep(5 * time.Second)
+				if err := nodes[1].end(t.Context(), nodes[1].holdingOf(nil, live), coatcheck.ReasonIdle); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Second)
+				var want []coatcheck.Secret
+				if !shared {
+					want = append(want, "refresh 2")
+				}
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				if !slices.Equal(p.revoked, want) {
+					t.Errorf("%d were revoked, want %d", len(p.revoked), len(want))
+				}
+			})
+		})
+	}
 }

@@ -54,7 +54,7 @@ func TestBeginLoadEnd(t *testing.T) {
 	}
 
 	h = http.Header{}
-	if err := r.End(t.Context(), h, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), h, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	wantCleared(t, h)
@@ -62,7 +62,7 @@ func TestBeginLoadEnd(t *testing.T) {
 	if _, ok := r.record(value); ok {
 		t.Error("the record is still there")
 	}
-	if err := r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Errorf("a second End: %v", err)
 	}
 }
@@ -83,7 +83,7 @@ func TestEndOfWhatBeginReturned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	r.wantInvalid(r.cookieIn(h))
@@ -168,7 +168,7 @@ func TestSeveralCookies(t *testing.T) {
 	r := newRig(t)
 	alice, bob, gone := r.signIn("alice"), r.signIn("bob"), newTicket(name).cookieValue()
 	ended := r.signIn("carol")
-	if err := r.End(t.Context(), http.Header{}, r.wantUser("carol", ended), coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("carol", ended), coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	const (
@@ -426,7 +426,7 @@ func TestEndDuringLoads(t *testing.T) {
 			}
 		})
 	}
-	if err := r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Error(err)
 	}
 	close(ended)

@@ -59,7 +59,7 @@ func TestStreamsEndWithTheSession(t *testing.T) {
 		time.Sleep(time.Second)
 		first.wantNothing(t, "while the session lives")
 
-		if err := other.End(t.Context(), http.Header{}, live, coatcheck.ReasonRevoked); err != nil {
+		if err := other.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonRevoked); err != nil {
 			t.Fatal(err)
 		}
 		first.want(t, "after the end", ErrInvalid)

@@ -254,13 +254,13 @@ func TestEndFails(t *testing.T) {
 	live := r.wantUser("alice", value)
 	r.probe.forget(failing("delete"))
 	h := http.Header{}
-	wantCode(t, nil, r.End(t.Context(), h, live, coatcheck.ReasonSignedOut), coatcheck.CodeUnknown, value)
+	wantCode(t, nil, r.End(t.Context(), h, nil, live, coatcheck.ReasonSignedOut), coatcheck.CodeUnknown, value)
 	if len(h) != 0 {
 		t.Errorf("the answer's header is %v, want none", h)
 	}
 	r.wantUser("alice", value)
 	r.probe.forget(nil)
-	if err := r.End(t.Context(), h, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := r.End(t.Context(), h, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	wantCleared(t, h)

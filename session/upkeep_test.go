@@ -128,7 +128,7 @@ func TestReassert(t *testing.T) {
 		oldRecord, _ := r.record(old)
 		lateRecord, _ := r.record(lately)
 		end := func(value, sub string) {
-			if err := r.End(t.Context(), http.Header{}, r.wantUser(sub, value), coatcheck.ReasonSignedOut); err != nil {
+			if err := r.End(t.Context(), http.Header{}, nil, r.wantUser(sub, value), coatcheck.ReasonSignedOut); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -169,7 +169,7 @@ func TestReassertOnceMore(t *testing.T) {
 		value := r.signIn("alice")
 		rec, _ := r.record(value)
 		handle, _, _ := strings.Cut(value, ".")
-		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+		if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -211,7 +211,7 @@ func TestReassertWithoutAFeed(t *testing.T) {
 		r.run(t)
 		value := r.signIn("alice")
 		rec, _ := r.record(value)
-		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+		if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
 		handle, _, _ := strings.Cut(value, ".")

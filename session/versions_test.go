@@ -133,7 +133,7 @@ func TestGoldenStored(t *testing.T) {
 			}
 		}
 
-		if err := r.End(ctx, http.Header{}, live, coatcheck.ReasonRevoked); err != nil {
+		if err := r.End(ctx, http.Header{}, nil, live, coatcheck.ReasonRevoked); err != nil {
 			t.Fatal(err)
 		}
 		rec, err := r.Store.Get(ctx, kept.TombstoneKey)
@@ -365,7 +365,7 @@ func TestLaterTombstone(t *testing.T) {
 	r := newRig(t, func(o *Options) { o.Tombstones = time.Hour })
 	value := r.signIn("alice")
 	live := r.wantUser("alice", value)
-	if err := r.End(t.Context(), http.Header{}, live, coatcheck.ReasonRevoked); err != nil {
+	if err := r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonRevoked); err != nil {
 		t.Fatal(err)
 	}
 	key := r.tombstoneKey(live.handle)

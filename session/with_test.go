@@ -111,7 +111,7 @@ func TestStreamsWith(t *testing.T) {
 					after.TakeOver()
 				}
 				live := after.wantUser("alice", alice)
-				if err := after.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+				if err := after.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 					t.Fatal(err)
 				}
 				alices.want(t, "after the end", ErrInvalid)
@@ -138,7 +138,7 @@ func TestUpkeepWith(t *testing.T) {
 		after := before.with(func(o *Options) { o.Provider, o.Tombstones = second, 0 })
 		end := func(sub, value string) {
 			t.Helper()
-			if err := before.End(t.Context(), http.Header{}, before.wantUser(sub, value), coatcheck.ReasonSignedOut); err != nil {
+			if err := before.End(t.Context(), http.Header{}, nil, before.wantUser(sub, value), coatcheck.ReasonSignedOut); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second)
@@ -170,7 +170,7 @@ func TestWithAnotherIssuer(t *testing.T) {
 		after.TakeOver()
 		time.Sleep(time.Hour / 3)
 		live := after.wantUser("alice", alice)
-		if err := after.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+		if err := after.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := after.EndAll(t.Context(), Query{Issuer: issuer, Subject: "bob"}, "", coatcheck.ReasonRevoked); err != nil {

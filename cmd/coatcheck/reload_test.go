@@ -234,7 +234,7 @@ func TestReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := third.sessions.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+	if err := third.sessions.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 		t.Fatal(err)
 	}
 	if secret := <-s.idp.secrets; secret != "another-secret" {
