@@ -98,8 +98,7 @@ func (s *Store) Migrate(ctx context.Context) (from, to int64, err error) {
 
 func (s *Store) migrate(ctx context.Context) (from, to int64, err error) {
 	config := s.config.Copy()
-	config.RuntimeParams["statement_timeout"] = "0"
-	config.RuntimeParams["idle_in_transaction_session_timeout"] = "0"
+	config.AfterConnect = arrive(s.schema, 0)
 	conn, err := s.connect(ctx, config)
 	if err != nil {
 		return 0, 0, err

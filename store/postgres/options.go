@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net"
@@ -10,10 +11,10 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -96,22 +97,11 @@ func (o Options) config(timeout time.Duration) (*pgxpool.Config, string, error) 
 	pool.MaxConnLifetimeJitter = pool.MaxConnLifetime / 10
 	c := pool.ConnConfig
 	c.Password = o.Password.Reveal()
-	millis := strconv.FormatInt(max(timeout.Milliseconds(), 1), 10)
-	// Only what stands here, whatever the environment says.
-	c.RuntimeParams = map[string]string{
-		"application_name":              application,
-		"search_path":                   schema,
-		"default_transaction_isolation": "read committed",
-		// What the server goes on with after its caller has left ends, and so does a
-		// transaction whose node was stopped in the midst of it, with its locks.
-		"statement_timeout":                   millis,
-		"idle_in_transaction_session_timeout": millis,
-	}
+	// Only what stands here and in arrive, whatever the environment says.
+	c.RuntimeParams = map[string]string{"application_name": application}
 	c.ConnectTimeout = timeout
 	c.DialFunc = dial(timeout)
-	c.AfterConnect = func(_ context.Context, conn *pgconn.PgConn) error {
-		return conn.Conn().SetDeadline(time.Time{})
-	}
+	c.AfterConnect = arrive(schema, timeout)
 	fatal := c.OnPgError
 	c.OnPgError = func(conn *pgconn.PgConn, err *pgconn.PgError) bool {
 		// A primary that has become a standby says so to every write. Its connections are
@@ -119,6 +109,27 @@ func (o Options) config(timeout time.Duration) (*pgxpool.Config, string, error) 
 		return err.Code != codeReadOnly && fatal(conn, err)
 	}
 	return pool, schema, nil
+}
+
+// arrive returns what makes a new connection ours before anything is asked on it: names are
+// those of the schema, and what the server goes on with after its caller has left ends, as
+// does a transaction whose node was stopped in the midst of it, with its locks. Zero: neither
+// ends. A pooler would refuse all of this as parameters of the connection's start.
+func arrive(schema string, timeout time.Duration) pgconn.AfterConnectFunc {
+	millis := int64(0)
+	if timeout > 0 {
+		millis = max(timeout.Milliseconds(), 1)
+	}
+	settings := fmt.Sprintf(`SET search_path = %s;
+		SET default_transaction_isolation = 'read committed';
+		SET statement_timeout = %d;
+		SET idle_in_transaction_session_timeout = %[2]d`, pgx.Identifier{schema}.Sanitize(), millis)
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		if _, err := conn.Exec(ctx, settings).ReadAll(); err != nil {
+			return err
+		}
+		return conn.Conn().SetDeadline(time.Time{})
+	}
 }
 
 // explain keeps what pgx says of a wrong parameter and leaves out what it repeats.

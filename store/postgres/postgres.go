@@ -11,7 +11,7 @@
 // server commits.
 //
 // A pooler between coatcheck and PostgreSQL must pool sessions: LISTEN means nothing
-// elsewhere.
+// elsewhere, and neither do the settings that a connection begins with.
 package postgres
 
 import (
