@@ -33,7 +33,7 @@ func TestEndedHereAtOnce(t *testing.T) {
 			if full {
 				r.Manager.Registry = fullRegistry{r.memory}
 			}
-			if err := r.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+			if err := r.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 				t.Fatal(err)
 			}
 			r.wantInvalid(value)
@@ -53,7 +53,7 @@ func TestReassertInAFullStore(t *testing.T) {
 		value := r.signIn("alice")
 		rec, _ := r.record(value)
 		handle, _, _ := strings.Cut(value, ".")
-		if err := r.End(t.Context(), http.Header{}, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
+		if err := r.End(t.Context(), http.Header{}, nil, r.wantUser("alice", value), coatcheck.ReasonSignedOut); err != nil {
 			t.Fatal(err)
 		}
 		if err := r.memory.Create(t.Context(), handle, rec.Value, idle); err != nil { // after a failover
@@ -74,7 +74,7 @@ func TestUseAfterTheEndListsNothing(t *testing.T) {
 		value := r.signIn("alice")
 		live := other.wantUser("alice", value)
 		r.Manager.Registry = lateRegistry{r.memory, func() {
-			if err := other.End(t.Context(), http.Header{}, live, coatcheck.ReasonSignedOut); err != nil {
+			if err := other.End(t.Context(), http.Header{}, nil, live, coatcheck.ReasonSignedOut); err != nil {
 				t.Error(err)
 			}
 		}}
