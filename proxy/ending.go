@@ -83,7 +83,7 @@ var endings = map[coatcheck.Reason]explanation{
 	},
 }
 
-const limitNext = "Sign out on a device you no longer use, or from any device on which you are signed in, at “Your sessions”; then sign in again. " +
+const limitNext = "Sign out on one of them, there or under “Your sessions” on any device where you are signed in; then sign in again. " +
 	"A session that is not used ends by itself after a while. If you no longer have any of these devices, ask the people who run this site."
 
 // limits has a row for every store.LimitKind.
