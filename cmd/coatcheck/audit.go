@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
 )
 
 type storeAuditCmd struct {
@@ -29,13 +31,16 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	sessions := o.sessions(o.cfg.Node, nil)
+	return c.compare(ctx, o.sessions(o.cfg.Node, nil), o.store, con.out)
+}
 
+// compare is Run for the sessions in a store.
+func (c storeAuditCmd) compare(ctx context.Context, sessions *session.Manager, kept store.Lister, out io.Writer) error {
 	pause := session.AuditPause
 	if c.Repair {
 		pause = session.RepairPause
 	}
-	found, err := sessions.Audit(ctx, o.store, pause)
+	found, err := sessions.Audit(ctx, kept, pause)
 	if err != nil {
 		return err
 	}
@@ -53,9 +58,9 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 				done = "; taken off the list"
 			}
 		}
-		fmt.Fprintln(con.out, describe(f)+done)
+		fmt.Fprintln(out, describe(f)+done)
 	}
-	fmt.Fprintf(con.out, "sessions listed: %d, kept: %d, differences: %d\n", found.Listed, found.Records, len(found.Findings))
+	fmt.Fprintf(out, "sessions listed: %d, kept: %d, differences: %d\n", found.Listed, found.Records, len(found.Findings))
 	if c.Repair {
 		return nil
 	}

@@ -523,6 +523,49 @@ func (f *faultyMembers) Get(ctx context.Context, key string) (store.Record, erro
 	return f.Backend.Get(ctx, key)
 }
 
+// The others hear at once of a key that a node has read, and not with its next report: what
+// waits for the key need not wait for that.
+func TestNewKeysAreReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first := seal.NewRing()
+		second := rotated(t, first, time.Now().Add(time.Hour))
+		k, _ := newTold(t, first)
+		k.file = filepath.Join(t.TempDir(), "keys.json")
+		writeRing(t, k.file, second)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { k.members.Run(ctx) })
+		defer running.Wait()
+		defer stop()
+		synctest.Wait()
+		k.load(false)
+		time.Sleep(time.Second)
+		live, err := k.members.List(ctx)
+		if err != nil || len(live) != 1 || !slices.Equal(live[0].Keys, second.KeyIDs()) {
+			t.Errorf("%+v, %v", live, err)
+		}
+	})
+}
+
+// The same trouble is told once, however often the file is read.
+func TestBadKeysAreToldOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "keys.json")
+	writeRing(t, file, seal.NewRing())
+	k, log := newFileKeyring(t, file)
+	if err := os.WriteFile(file, []byte("no ring"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		k.load(false)
+	}
+	if n := log.count("the key ring's file can't be used"); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if k.load(true); log.count("the key ring's file can't be used") != 2 {
+		t.Error("who asks is told nothing")
+	}
+}
+
 // A file that says its times in another zone is no news each time it is read.
 func TestReloadSameTimes(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keys.json")

@@ -297,6 +297,25 @@ func TestReloadRefused(t *testing.T) {
 	}
 }
 
+// The same trouble is told once, however often the file is read.
+func TestReloadTellsOnce(t *testing.T) {
+	n, log := wired(t, unusual), &journal{}
+	n.logger = slog.New(slog.NewTextHandler(log, nil))
+	if err := os.WriteFile(n.file, []byte("unknown: 1"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start := func(*runtime) { t.Error("it goes by what can't be used") }
+	for range 3 {
+		n.reload(t.Context(), false, start)
+	}
+	if told := log.count("the configuration can't be used"); told != 1 {
+		t.Errorf("told %d times", told)
+	}
+	if n.reload(t.Context(), true, start); log.count("the configuration can't be used") != 2 {
+		t.Error("who asks is told nothing")
+	}
+}
+
 // What ran for the configuration of before ends, once the other one serves; and a node that
 // leaves takes nothing over any more.
 func TestTakeOver(t *testing.T) {

@@ -22,6 +22,8 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/route"
+	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/redis"
 )
@@ -114,6 +116,93 @@ func TestNewNode(t *testing.T) {
 		if err != nil || got.Name != want {
 			t.Errorf("%s: %v, %v", host, got, err)
 		}
+	}
+}
+
+// TestSessionSettings: each setting of sessions, and of the near cache, arrives at the part
+// that acts on it, and at no other. A setting that is new must be added here.
+func TestSessionSettings(t *testing.T) {
+	const second = time.Second
+	want := map[string]map[string]any{
+		"Session.Cookie.Name":        {"Jar": nil},
+		"Session.Cookie.Domain":      {"Jar": nil},
+		"Session.IdleTimeout":        {"Idle": second},
+		"Session.AbsoluteTimeout":    {"Absolute": second},
+		"Session.Limits.PerUser":     {"Limits.PerUser": 1},
+		"Session.Limits.PerApp":      {"Limits.PerApp": 1},
+		"Session.Limits.Total":       {"Limits.Total": 1},
+		"Session.Limits.OnLimit":     {"Limits.OnLimit": store.OnLimit("other")},
+		"Session.Tombstones":         {"Tombstones": second},
+		"Session.OutageGrace":        {"OutageGrace": second},
+		"Session.Escrow":             {"Escrow": true},
+		"Cache.SizeBytes":            {"CacheSize": 1},
+		"Cache.Lease":                {"CacheLease": second},
+		"Providers[0].RotationGrace": {"RotationGrace": second},
+		"Providers[0].Recheck":       {"Recheck": second},
+		"Node":                       {"Node": "other"},
+	}
+	options := func(cfg *config.Config) map[string]any {
+		m := newSessions(cfg, nil, session.Options{Ring: seal.NewRing(), Jar: newJar(cfg)})
+		all := map[string]any{"Jar": *m.Jar}
+		eachLeaf("", reflect.ValueOf(m.Options), func(name string, v reflect.Value) {
+			switch v.Kind() {
+			case reflect.Func, reflect.Pointer, reflect.Interface: // the parts
+			default:
+				all[name] = v.Interface()
+			}
+		})
+		return all
+	}
+	empty := func() *config.Config { return &config.Config{Providers: make([]config.Provider, 1)} }
+	before := options(empty())
+
+	cfg := empty()
+	settings := map[string]reflect.Value{}
+	for name, v := range map[string]any{"Session": &cfg.Session, "Cache": &cfg.Cache, "Providers[0].RotationGrace": &cfg.Providers[0].RotationGrace, "Providers[0].Recheck": &cfg.Providers[0].Recheck, "Node": &cfg.Node} {
+		eachLeaf(name, reflect.ValueOf(v).Elem(), func(name string, v reflect.Value) { settings[name] = v })
+	}
+	for name, v := range settings {
+		switch v.Interface().(type) {
+		case time.Duration:
+			v.Set(reflect.ValueOf(second))
+		case int:
+			v.SetInt(1)
+		case bool:
+			v.SetBool(true)
+		case string:
+			v.SetString("other")
+		default:
+			t.Fatalf("%s is a %s", name, v.Type())
+		}
+		changed := map[string]any{}
+		for option, is := range options(cfg) {
+			if reflect.DeepEqual(is, before[option]) {
+				continue
+			}
+			if changed[option] = is; option == "Jar" {
+				changed[option] = nil
+			}
+		}
+		if diff := cmp.Diff(want[name], changed); diff != "" {
+			t.Errorf("%s sets (-want +got):\n%s", name, diff)
+		}
+		v.SetZero()
+	}
+	for name := range want {
+		if _, ok := settings[name]; !ok {
+			t.Errorf("there is no setting %s", name)
+		}
+	}
+}
+
+// eachLeaf calls visit with v, or with all fields below it, and their paths.
+func eachLeaf(path string, v reflect.Value, visit func(path string, v reflect.Value)) {
+	if v.Kind() != reflect.Struct {
+		visit(path, v)
+		return
+	}
+	for f := range v.Type().Fields() {
+		eachLeaf(strings.TrimPrefix(path+"."+f.Name, "."), v.FieldByIndex(f.Index), visit)
 	}
 }
 
