@@ -26,8 +26,7 @@ type Logout struct {
 	Subject string
 	SID     string
 	// ID is the token's own (jti), at most 1024 bytes. Who sees it again has a replay.
-	ID       string
-	IssuedAt time.Time
+	ID string
 	// Expires is after when LogoutToken does not take the token any more.
 	Expires time.Time
 }
@@ -65,11 +64,10 @@ func (p *RelyingParty) parseLogout(c claims) (*Logout, error) {
 	iat, _ := c.instant("iat") // checkClaims has seen it, and exp
 	exp, _ := c.instant("exp")
 	l := &Logout{
-		Issuer:   p.Issuer,
-		SID:      c.text("sid"),
-		ID:       c.text("jti"),
-		IssuedAt: iat,
-		Expires:  earlier(exp, iat.Add(maxLogoutAge)).Add(skew),
+		Issuer:  p.Issuer,
+		SID:     c.text("sid"),
+		ID:      c.text("jti"),
+		Expires: earlier(exp, iat.Add(maxLogoutAge)).Add(skew),
 	}
 	if p.Now().After(iat.Add(maxLogoutAge + skew)) {
 		return nil, fmt.Errorf("issued at %v, over %v ago", iat.UTC(), maxLogoutAge)

@@ -72,7 +72,7 @@ func (p *Proxy) carryOut(ctx context.Context, x *exchange) (ended int, err error
 		return 0, err
 	}
 	ended, err = p.Sessions.BackChannelLogout(ctx, session.Logout{
-		Issuer: logout.Issuer, SID: logout.SID, Subject: logout.Subject, ID: logout.ID,
+		Issuer: logout.Issuer, SID: logout.SID, Subject: logout.Subject, ID: logout.ID, Expires: logout.Expires,
 	})
 	if errors.Is(err, session.ErrReplayed) {
 		err = coatcheck.E(coatcheck.CodeBadLogoutToken, op, err)

@@ -286,6 +286,32 @@ func TestBackChannelLogoutOutage(t *testing.T) {
 	})
 }
 
+// A-L9: a logout is remembered for longer than its token is taken.
+func TestBackChannelLogoutIsRemembered(t *testing.T) {
+	r := newLogoutRig(t)
+	for _, life := range []time.Duration{time.Minute, time.Hour} {
+		token := r.token(t, map[string]any{"sub": "alice", "exp": time.Now().Add(life).Unix()})
+		logout, err := r.SignIn.LogoutToken(t.Context(), token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := r.logout(token); w.Code != http.StatusOK {
+			t.Fatalf("%d: %s", w.Code, w.Body)
+		}
+		var longest time.Duration
+		for key, err := range r.store.Keys(t.Context(), "logout-token-") {
+			rec, getErr := r.store.Get(t.Context(), key)
+			if err != nil || getErr != nil {
+				t.Fatal(err, getErr)
+			}
+			longest = max(longest, rec.TTL)
+		}
+		if left := time.Until(logout.Expires); longest < left+time.Minute {
+			t.Errorf("remembered for %v, and taken for %v", longest, left)
+		}
+	}
+}
+
 // A provider that does not wait for the answer has ended the sessions all the same.
 func TestBackChannelLogoutUnawaited(t *testing.T) {
 	r := newLogoutRig(t)

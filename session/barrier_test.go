@@ -191,6 +191,61 @@ func TestBarrierMovesForwardAlone(t *testing.T) {
 	})
 }
 
+// Nor is it hidden by one that is written at the same moment.
+func TestBarriersAtOnce(t *testing.T) {
+	for _, op := range []string{"create", "replace"} {
+		t.Run(op, func(t *testing.T) {
+			r := newRig(t)
+			key, start := userBarrier(r.userName(issuer, "alice")), r.Now()
+			raise := func(after time.Duration) {
+				if err := r.raise(t.Context(), key, start.Add(after)); err != nil {
+					t.Error(err)
+				}
+			}
+			if op == "replace" {
+				raise(time.Second)
+			}
+			r.probe.forget(func(_ context.Context, called, _ string) error {
+				if called == op {
+					r.probe.forget(nil)
+					raise(2 * time.Second)
+				}
+				return nil
+			})
+			raise(3 * time.Second)
+			if at, _, err := r.readBarrier(t.Context(), key); err != nil || at.Before(start.Add(3*time.Second).Truncate(time.Millisecond)) {
+				t.Errorf("the barrier is of %v after the start, %v", at.Sub(start), err)
+			}
+		})
+	}
+}
+
+// One that stands there no longer is in nobody's way.
+func TestBarrierGoesMeanwhile(t *testing.T) {
+	for _, op := range []string{"get", "replace"} {
+		t.Run(op, func(t *testing.T) {
+			r := newRig(t)
+			key, start := userBarrier(r.userName(issuer, "alice")), r.Now()
+			if err := r.raise(t.Context(), key, start); err != nil {
+				t.Fatal(err)
+			}
+			r.probe.forget(func(_ context.Context, called, _ string) error {
+				if called == op {
+					r.probe.forget(nil)
+					return r.memory.Delete(t.Context(), key)
+				}
+				return nil
+			})
+			if err := r.raise(t.Context(), key, start.Add(time.Second)); err != nil {
+				t.Error(err)
+			}
+			if at, _, err := r.readBarrier(t.Context(), key); err != nil || !at.After(start) {
+				t.Errorf("the barrier is of %v after the start, %v", at.Sub(start), err)
+			}
+		})
+	}
+}
+
 // Where nobody can tell whether there is a barrier, nobody is signed in.
 func TestBarrierUnknown(t *testing.T) {
 	for name, prepare := range map[string]func(r *rig){

@@ -356,7 +356,7 @@ func (w *ward) outlived() {
 		t.Errorf("%d findings", len(a.Findings))
 	}
 
-	time.Sleep(max(2*brief+store.ClaimLife, replayLife))
+	time.Sleep(max(2*brief+store.ClaimLife, replayMargin))
 	for key := range w.memory.Keys(t.Context(), "") {
 		t.Errorf("in the end there is %s", key)
 	}

@@ -17,14 +17,16 @@ type Logout struct {
 	SID     string // ends the sessions of that session at the provider
 	Subject string // without SID: ends all sessions of that person
 	ID      string // names the logout, once for the issuer
+	// Expires is after when no node hands the logout on any more. So long its ID is remembered.
+	Expires time.Time
 }
 
 // ErrReplayed: a logout of that ID was carried out already.
 var ErrReplayed = errors.New("session: this logout was carried out already")
 
-// replayLife is how long a logout's ID is remembered: longer than the token that it comes
-// with is accepted.
-const replayLife = 15 * time.Minute
+// replayMargin is for how much longer than until Logout.Expires a logout's ID is remembered: one
+// that was handed on in time may be carried out a little later.
+const replayMargin = 2 * time.Minute
 
 // logoutRecord is what is remembered of a logout.
 type logoutRecord struct {
@@ -40,8 +42,10 @@ const logoutVersion = 1
 // nor those of sign-ins that are still in their callback.
 //
 // It returns ErrReplayed, and ends nothing, once the same logout was carried out. Every
-// other error leaves open which sessions have ended; the same logout may then come again,
-// and does not touch what has begun since it came first.
+// other error leaves open which sessions have ended; the same logout may then come again. By a
+// SID it ends what it has left. By a Subject alone it does not touch what has begun since it
+// came first, unless the store could not write down then that it came: better one sign-in too
+// many than a session that the provider has ended.
 func (m *Manager) BackChannelLogout(ctx context.Context, l Logout) (ended int, err error) {
 	const op = "session.logout"
 	ended, err = m.backChannelLogout(ctx, l)
@@ -85,7 +89,7 @@ func (m *Manager) backChannelLogout(ctx context.Context, l Logout) (ended int, e
 		return 0, fmt.Errorf("raise the barrier: %w", err)
 	}
 	if !again { // only now: a logout that is remembered has its barrier
-		err := m.Store.Create(ctx, key, encodeLogout(at, false), replayLife)
+		err := m.Store.Create(ctx, key, encodeLogout(at, false), m.replayLife(l))
 		switch {
 		case errors.Is(err, store.ErrExists): // it came twice at once
 			return m.backChannelLogout(ctx, l)
@@ -97,19 +101,24 @@ func (m *Manager) backChannelLogout(ctx context.Context, l Logout) (ended int, e
 	if err != nil {
 		return ended, err
 	}
-	m.logoutDone(ctx, key, at, revision)
+	m.logoutDone(ctx, l, key, at, revision)
 	return ended, nil
+}
+
+// replayLife is how long a logout's ID is remembered from now.
+func (m *Manager) replayLife(l Logout) time.Duration {
+	return max(l.Expires.Sub(m.Now()), 0) + replayMargin
 }
 
 // logoutDone notes that a logout was carried out. If that fails the logout is taken once
 // more, should it come again, and finds nothing that it may end.
-func (m *Manager) logoutDone(ctx context.Context, key string, at time.Time, revision uint64) {
+func (m *Manager) logoutDone(ctx context.Context, l Logout, key string, at time.Time, revision uint64) {
 	var err error
 	if revision == 0 {
 		_, revision, err = m.readLogout(ctx, key)
 	}
 	if err == nil {
-		err = m.Store.Replace(ctx, key, revision, encodeLogout(at, true), replayLife)
+		err = m.Store.Replace(ctx, key, revision, encodeLogout(at, true), m.replayLife(l))
 	}
 	if err != nil {
 		m.Logger.DebugContext(ctx, "a logout is not noted as carried out", "error", err)

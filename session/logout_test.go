@@ -160,7 +160,7 @@ func TestEndAllNotAllFound(t *testing.T) {
 func TestLogoutReplayed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
-		logout := Logout{Issuer: issuer, Subject: "alice", ID: "1"}
+		logout := Logout{Issuer: issuer, Subject: "alice", ID: "1", Expires: r.Now().Add(7 * time.Minute)}
 		r.mustBegin("alice", "")
 		time.Sleep(time.Minute)
 		r.probe.forget(failing("delete"))
@@ -179,9 +179,13 @@ func TestLogoutReplayed(t *testing.T) {
 				t.Errorf("a replay: %d, %v", ended, err)
 			}
 		}
-		time.Sleep(replayLife - time.Minute)
+		time.Sleep(logout.Expires.Add(replayMargin - time.Second).Sub(r.Now()))
 		if _, err := r.BackChannelLogout(t.Context(), logout); !errors.Is(err, ErrReplayed) {
 			t.Errorf("a late replay: %v", err)
+		}
+		time.Sleep(time.Second)
+		for key := range r.memory.Keys(t.Context(), "logout-token-") {
+			t.Errorf("it is remembered for longer than it can come, as %s", key)
 		}
 		for _, other := range []Logout{
 			{Issuer: issuer, Subject: "alice", ID: "2"},
@@ -213,6 +217,86 @@ func TestLogoutTwiceAtOnce(t *testing.T) {
 		t.Errorf("%v, within it %v", err, inner)
 	}
 	r.wantKept()
+}
+
+// One that came at once with another, which failed, is not taken for carried out.
+func TestLogoutTwiceAtOnceAndOneFails(t *testing.T) {
+	r := newRig(t)
+	r.mustBegin("alice", "")
+	logout := Logout{Issuer: issuer, Subject: "alice", ID: "1"}
+	other := r.beside(func(*Options) {})
+	r.probe.forget(func(_ context.Context, op, key string) error {
+		if op == "create" && strings.HasPrefix(key, "logout-token-") {
+			r.probe.forget(failing("delete"))
+			if _, err := other.BackChannelLogout(t.Context(), logout); !errors.Is(err, errDown) {
+				t.Errorf("the one within it: %v", err)
+			}
+			r.probe.forget(nil)
+		}
+		return nil
+	})
+	if _, err := r.BackChannelLogout(t.Context(), logout); err != nil {
+		t.Error(err)
+	}
+	r.wantKept()
+}
+
+// Whoever has begun a session while a logout came is not spared when it comes again: nobody
+// can tell which of the two was first.
+func TestLogoutAgainByAnotherClock(t *testing.T) {
+	for after, spared := range map[time.Duration]bool{clockError: false, clockError + 10*time.Millisecond: true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t)
+			logout := Logout{Issuer: issuer, Subject: "alice", ID: "1"}
+			r.mustBegin("alice", "")
+			r.probe.forget(failing("delete"))
+			if _, err := r.BackChannelLogout(t.Context(), logout); !errors.Is(err, errDown) {
+				t.Fatal(err)
+			}
+			r.probe.forget(nil)
+			time.Sleep(after)
+			cookie, err := r.beginAt(atProvider("alice", ""), r.Now().Add(2*clockError)) // by a clock that is fast
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.BackChannelLogout(t.Context(), logout); err != nil {
+				t.Error(err)
+			}
+			if _, err := r.load(cookie); spared != (err == nil) {
+				t.Errorf("begun %v later: %v", after, err)
+			}
+		})
+	}
+}
+
+// Without its barrier a logout is not carried out, and not remembered either. When it comes
+// again it is for all that there is then: nobody knows since when.
+func TestLogoutWithoutBarrier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		logout := Logout{Issuer: issuer, Subject: "alice", ID: "1"}
+		before := r.mustBegin("alice", "")
+		r.probe.forget(func(_ context.Context, op, key string) error {
+			if op == "create" && strings.HasPrefix(key, "barrier-") {
+				return errDown
+			}
+			return nil
+		})
+		if _, err := r.BackChannelLogout(t.Context(), logout); !errors.Is(err, errDown) {
+			t.Errorf("BackChannelLogout: %v", err)
+		}
+		r.wantKept(before)
+		for key := range r.memory.Keys(t.Context(), "logout-token-") {
+			t.Errorf("it is remembered as %s", key)
+		}
+		r.probe.forget(nil)
+		time.Sleep(time.Minute)
+		r.mustBegin("alice", "")
+		if ended, err := r.BackChannelLogout(t.Context(), logout); err != nil || ended != 2 {
+			t.Errorf("BackChannelLogout = %d, %v", ended, err)
+		}
+		r.wantKept()
+	})
 }
 
 // A logout that says nothing, or of which another version remembers something, ends nothing.
