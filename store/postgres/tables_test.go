@@ -313,6 +313,38 @@ func TestFirstReasonStays(t *testing.T) {
 	}
 }
 
+// Who is to keep to a total waits for a sign-in that is under way and keeps to none.
+func TestTotalBesideNone(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	s, ctx := openAll(t, Options{URL: server.URL(), Timeout: 20 * time.Second}, 1)[0], t.Context()
+	conn, err := s.pool.Acquire(ctx)
+	must(t, err)
+	defer conn.Release()
+	e := store.Entry{ID: "a", Tenant: "acme", User: "alice", Record: "a"}
+	_, _, err = s.lockAndList(ctx, conn.Conn(), e, store.Limits{}, "")
+	must(t, err)
+	said := make(chan error, 1)
+	go func() {
+		_, err := s.Admit(ctx, store.Entry{ID: "b", Tenant: "acme", User: "bob", Record: "b"}, time.Hour, store.Limits{Total: 1}, "")
+		said <- err
+	}()
+	eventually(t, "the other sign-in waits", func() error {
+		var waits bool
+		err := s.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted)`).Scan(&waits)
+		if err == nil && !waits && len(said) == 0 {
+			err = errors.New("it does not wait yet")
+		}
+		return err
+	})
+	_, err = admission{e, time.Hour, nil, "", 0, ""}.commit(ctx, conn.Conn())
+	must(t, err)
+	var limit *store.LimitError
+	if err := <-said; !errors.As(err, &limit) || limit.Limit != store.LimitTotal {
+		t.Errorf("Admit: %v, want that there is no room", err)
+	}
+}
+
 // A node that is stopped in the midst of an Admit keeps its locks for no longer than one
 // call takes.
 func TestLocksEndWithTheirNode(t *testing.T) {

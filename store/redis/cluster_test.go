@@ -68,6 +68,33 @@ func TestCluster(t *testing.T) {
 
 	t.Run("TLSRenewed", func(t *testing.T) { testTLSRenewed(t, opts, certs) }) // A-Z9
 
+	// A key is the primary's and its replica's; it comes once.
+	t.Run("Keys", func(t *testing.T) {
+		s := open(t, opts)
+		var want, got []string
+		for i := range 20 {
+			key := fmt.Sprintf("keys-%02d", i)
+			want = append(want, key)
+			if err := s.Create(t.Context(), key, nil, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "a client knows of replicas", func() bool {
+			s = open(t, opts)
+			return len(s.redis().Nodes()) >= 6
+		})
+		for key, err := range s.Keys(t.Context(), "keys-") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, key)
+		}
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	})
+
 	// A-Z4
 	t.Run("Reshard", func(t *testing.T) {
 		here, there := open(t, opts), open(t, opts)

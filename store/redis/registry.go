@@ -16,7 +16,8 @@ import (
 var _ store.Registry = (*Store)(nil)
 
 // Admit implements store.Registry. It takes time in proportion to the number of the user's
-// own entries.
+// own entries, with limits and without: the ending ones are found among all of them. Its
+// server answers nobody meanwhile.
 func (s *Store) Admit(ctx context.Context, e store.Entry, ttl time.Duration, limits store.Limits, replaces string) ([]store.Entry, error) {
 	if err := store.CheckAdmit(e, replaces); err != nil {
 		return nil, wrap("admit", err)

@@ -252,6 +252,59 @@ func TestRelistBesideRemove(t *testing.T) {
 	}
 }
 
+// The reaper finishes a Remove that was cut short.
+func TestRemoveCutShort(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s, e := open(t, Options{URL: server.URL()}), entry("a", "alice")
+	admit(t, s, e, time.Hour, store.Limits{})
+	server.Must("ACL", "SETUSER", "default", "-hdel")
+	if err := s.Remove(t.Context(), e); err == nil {
+		t.Fatal("Remove without HDEL succeeded")
+	}
+	if _, err := server.Do("ZSCORE", s.dueOf(e), dueMember(e)).AsFloat64(); err != nil {
+		t.Errorf("the reaper does not know of it: %v", err)
+	}
+}
+
+// A seat whose entry never came is not kept for as long as that would have lived.
+func TestReservationEnds(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s := open(t, Options{URL: server.URL()})
+	a := admission{Store: s, e: entry("a", "alice"), ttl: time.Hour, limits: store.Limits{Total: 1}}
+	if err := a.reserve(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	seat := server.Must("ZSCORE", s.seatsKey("acme"), "a")
+	if ends, err := seat.AsFloat64(); err != nil || time.Until(time.UnixMilli(int64(ends))) > reservation {
+		t.Errorf("the seat is reserved until %.0f; %v", ends, err)
+	}
+}
+
+// Indexes lie on other servers than the entries, whose clocks may be ahead by half a minute:
+// the entry's server says until when it takes them to list it.
+func TestIndexesOnAnEarlierClock(t *testing.T) {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	s, e := open(t, Options{URL: server.URL()}), entry("a", "alice")
+	admit(t, s, e, time.Hour, store.Limits{})
+	m := server.Must("HGET", s.userKey("acme", "alice"), "a")
+	packed, err := m.ToString()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := reader{left: packed[3*timeLen:]}
+	least := r.time().Add(30 * time.Second).UnixMilli()
+	for _, key := range []string{s.tenantKey("acme", shard(e.ID, tenantShards)), s.sidKey("acme", e.SID)} {
+		score := server.Must("ZSCORE", key, listMember(e))
+		if ends, err := score.AsFloat64(); err != nil || int64(ends) < least {
+			t.Errorf("%s lists the entry until %.0f, want %d at least; %v", key, ends, least, err)
+		}
+	}
+	ttl := server.Must("PEXPIRETIME", s.idKey("acme", e.ID))
+	if ends, err := ttl.AsInt64(); err != nil || ends < least {
+		t.Errorf("the ID is listed until %d, want %d at least; %v", ends, least, err)
+	}
+}
+
 // An expired entry of which the reaper knows nothing is found by the user's next sign-in.
 func TestAdmitFindsWhatReapMissed(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
