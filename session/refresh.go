@@ -48,7 +48,7 @@ const (
 //
 // It returns ErrInvalid for a session that has ended over this, and CodeUnknown as Load.
 func (m *Manager) upToDate(ctx context.Context, cookie string, live *Live) (*Live, error) {
-	if instantOf(time.Now()) < live.quiet.Load() || live.Unverified > 0 {
+	if instantOf(time.Now()) < live.quiet.Load() {
 		return live, nil
 	}
 	var patience time.Time
@@ -165,7 +165,7 @@ func (m *Manager) heldPatience() time.Duration {
 // returns the session as it is afterwards, whether or not anything came of it; held says
 // that another node is about it.
 func (m *Manager) renewNow(ctx context.Context, t ticket, before *Live) (live *Live, held bool, err error) {
-	lease, err := m.Leases.Acquire(ctx, "refresh-"+m.name("refresh", t.handle), refreshLease)
+	lease, err := m.Leases.Acquire(ctx, m.leaseName(t.handle), refreshLease)
 	switch {
 	case errors.Is(err, store.ErrHeld):
 		// By one who is about it; or by one who finds that it is done and will tell nothing.
@@ -212,6 +212,9 @@ func (m *Manager) renewNow(ctx context.Context, t ticket, before *Live) (live *L
 		return before, false, nil
 	}
 }
+
+// leaseName is the name of the lease on a session's refresh token. All versions call it so.
+func (m *Manager) leaseName(handle string) string { return "refresh-" + m.name("refresh", handle) }
 
 // maySendAgain tells whether the provider takes the refresh token of an attempt once more. An
 // attempt from after the grace has yet to come by a clock that is wrong, and is as good as over.

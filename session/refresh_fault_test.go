@@ -261,6 +261,176 @@ func TestRotationGraceByAnotherClock(t *testing.T) {
 	}
 }
 
+// A forgetfulLeaser has lost its leases in a failover, and grants every one.
+type forgetfulLeaser struct{}
+
+func (forgetfulLeaser) Acquire(context.Context, string, time.Duration) (store.Lease, error) {
+	return forgottenLease{}, nil
+}
+
+type forgottenLease struct{}
+
+func (forgottenLease) Renew(context.Context, time.Duration) error { return nil }
+func (forgottenLease) Release(context.Context) error              { return nil }
+func (forgottenLease) Fence() uint64                              { return 0 }
+
+// The holder is stopped between its read of the record and its note there, and another node
+// gets the lease. The note is not made then, whether the other one has its answer or waits
+// for it.
+func TestRefreshHolderStopsBeforeItsNote(t *testing.T) {
+	for _, answered := range []bool{false, true} {
+		t.Run(fmt.Sprint("answered ", answered), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes, p := newRefreshing(t, 1)
+				resume, answer := make(chan struct{}), make(chan struct{})
+				own := &probe{Store: nodes[0].memory}
+				stopped := nodes[0].beside(func(o *Options) { o.Store, o.Leases = own, dying{o.Leases} })
+				other := nodes[0].beside(func(o *Options) { o.Leases = forgetfulLeaser{} })
+				other.run(t)
+				value := nodes[0].enter("alice", p)
+				time.Sleep(accessLife - maxAhead/2)
+				gets := 0
+				own.forget(func(_ context.Context, op, _ string) error {
+					if op == "get" {
+						gets++ // of the request, under the lease, for the note
+					}
+					if op == "get" && gets == 3 {
+						<-resume
+					}
+					return nil
+				})
+				stopped.wantUser("alice", value)
+				if synctest.Wait(); gets != 3 {
+					t.Fatalf("%d reads: the test shows nothing", gets)
+				}
+				if !answered {
+					p.setAnswer(func(int) (bool, error) { <-answer; return false, nil })
+				}
+				other.wantUser("alice", value)
+				if synctest.Wait(); p.uses(t) != 1 {
+					t.Fatal("the other one has not sent it")
+				}
+				close(resume)
+				synctest.Wait()
+				close(answer)
+				synctest.Wait()
+				if live := other.wantUser("alice", value); live.Tokens.Access != "access 2" || p.uses(t) != 1 {
+					t.Errorf("%q, sent %d times", live.Tokens.Access.Reveal(), p.uses(t))
+				}
+			})
+		})
+	}
+}
+
+// An answer that is certain, within the grace, says nothing of what became of the token when
+// it was sent before: once the grace is over it is not sent again.
+func TestRotationGraceEndsAfterACertainFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.RotationGrace = 20 * time.Second })
+		value := nodes[0].enter("alice", p)
+		p.setAnswer(func(n int) (bool, error) {
+			if n == 1 {
+				return false, outcome(coatcheck.OutcomeUnknown)
+			}
+			return true, outcome(coatcheck.OutcomeNone)
+		})
+		time.Sleep(accessLife - maxAhead)
+		use(t, nodes, value, 6*time.Second)
+		within := len(p.sent)
+		time.Sleep(25 * time.Second)
+		nodes[0].wantUser("alice", value)
+		synctest.Wait()
+		if within < 2 || len(p.sent) != within {
+			t.Errorf("sent %d times within the grace, %d in all", within, len(p.sent))
+		}
+	})
+}
+
+// A downLeaser grants nothing.
+type downLeaser struct{}
+
+func (downLeaser) Acquire(context.Context, string, time.Duration) (store.Lease, error) {
+	return nil, errDown
+}
+
+// Without a lease nothing is sent, and nobody loses the session.
+func TestRefreshWithoutLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.Leases = downLeaser{} })
+		value := nodes[0].enter("alice", p)
+		time.Sleep(accessLife)
+		use(t, nodes, value, 10*time.Second)
+		if n := p.uses(t); n != 0 {
+			t.Errorf("sent %d times", n)
+		}
+	})
+}
+
+// What became of an attempt is not written over another one, nor is the token of another one
+// forgotten.
+func TestAnotherAttemptStays(t *testing.T) {
+	r := newRig(t)
+	value := r.signIn("alice")
+	before := r.wantUser("alice", value)
+	another, err := r.rewrite(t.Context(), r.ticket(value), func(s *coatcheck.Session) bool {
+		s.Renewal.Attempt = "another"
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, write := range map[string]func() (*Live, error){
+		"settle": func() (*Live, error) {
+			return r.settle(t.Context(), r.ticket(value), before, "mine", r.failed(coatcheck.OutcomeNone, false))
+		},
+		"lose": func() (*Live, error) { return r.lose(t.Context(), r.ticket(value), before, r.Now()) },
+	} {
+		live, err := write()
+		if err != nil || live.Tokens.Refresh != another.Tokens.Refresh || live.Renewal.Attempt != "another" || live.Renewal.Failures != 0 {
+			t.Errorf("%s: %+v, %v", name, live.Renewal, err)
+		}
+	}
+}
+
+// Whoever waits for another node while the store goes away is served within the outage grace,
+// as soon as that is noticed.
+func TestHeldWhileTheStoreGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1, func(o *Options) { o.OutageGrace = time.Hour })
+		value := nodes[0].enter("alice", p)
+		live := nodes[0].wantUser("alice", value)
+		lease, err := nodes[0].Leases.Acquire(t.Context(), nodes[0].leaseName(live.handle), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = lease.Release(context.Background()) }()
+		time.Sleep(accessLife)
+		time.AfterFunc(time.Second, func() {
+			nodes[0].probe.forget(failing("get"))
+			nodes[0].cache.reset()
+			nodes[0].renewal.missed()
+		})
+		began := time.Now()
+		if live := nodes[0].wantUser("alice", value); live.Unverified == 0 || time.Since(began) != time.Second {
+			t.Errorf("served after %v, unverified for %v", time.Since(began), live.Unverified)
+		}
+	})
+}
+
+// How long to wait for another node depends on whether its end would be heard of.
+func TestHeldPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, _ := newRefreshing(t, 1)
+		synctest.Wait()
+		if d := nodes[0].heldPatience(); d < refreshLease/2 {
+			t.Errorf("with a feed %v", d)
+		}
+		if d := newRig(t).heldPatience(); d > time.Second {
+			t.Errorf("without one %v", d)
+		}
+	})
+}
+
 // A Provider whose userinfo endpoint is down.
 type withoutUserinfo struct{ Provider }
 

@@ -87,7 +87,7 @@ func TestRefreshIsInTime(t *testing.T) {
 		p.setAnswer(nil)
 		bob := nodes[0].enter("bob", p)
 		live = nodes[0].wantUser("bob", bob)
-		lease, err := nodes[0].Leases.Acquire(t.Context(), "refresh-"+nodes[0].name("refresh", live.handle), time.Hour)
+		lease, err := nodes[0].Leases.Acquire(t.Context(), nodes[0].leaseName(live.handle), time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -418,7 +418,7 @@ func TestHeldForNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		nodes[0].wantUser("alice", value)
-		l, err := late.Leases.Acquire(t.Context(), "refresh-"+late.name("refresh", live.handle), time.Minute)
+		l, err := late.Leases.Acquire(t.Context(), late.leaseName(live.handle), time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}

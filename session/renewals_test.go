@@ -100,6 +100,54 @@ func TestGate(t *testing.T) {
 	})
 }
 
+// A gate is open again after an answer, whatever that says.
+func TestGateOpens(t *testing.T) {
+	for name, answer := range map[string]func(*gate){
+		"a success": (*gate).passed,
+		"a refusal": func(g *gate) { g.failed(coatcheck.OutcomeRefused) },
+	} {
+		var g gate
+		for range gateFailures {
+			g.failed(coatcheck.OutcomeNone)
+		}
+		if g.enter(instantOf(time.Now())) {
+			t.Fatal("it is open")
+		}
+		answer(&g)
+		if now := instantOf(time.Now()); !g.enter(now) || !g.enter(now) {
+			t.Errorf("closed after %s", name)
+		}
+	}
+}
+
+// New tokens open the gate for everybody.
+func TestGateOpensByARefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		value := nodes[0].enter("alice", p)
+		for range gateFailures - 1 {
+			nodes[0].renewal.refreshes.failed(coatcheck.OutcomeNone)
+		}
+		time.Sleep(accessLife)
+		nodes[0].wantUser("alice", value)
+		if n := nodes[0].renewal.refreshes.failures; n != 0 {
+			t.Errorf("%d failures", n)
+		}
+	})
+}
+
+// Who is waited for by many has one place in the queue of those.
+func TestUrgentOnce(t *testing.T) {
+	r := newRig(t)
+	r.renewal.busy = maxRenewals
+	for _, n := range []need{needRefresh, needFresh, needFresh} {
+		r.startRenewal(ticket{}, &Live{handle: "x"}, n)
+	}
+	if n := len(r.renewal.urgent); n != 1 {
+		t.Errorf("%d places", n)
+	}
+}
+
 // However many sessions want new tokens at once, few are asked for at a time, the others
 // cost no goroutine meanwhile, and each has its turn without being asked for again.
 func TestRenewalsAtOnce(t *testing.T) {

@@ -127,3 +127,18 @@ func TestRetiredWithStreams(t *testing.T) {
 		e.want(t, "when it is retired", ErrInvalid)
 	})
 }
+
+// What another node has sealed anew by now is not written once more.
+func TestResealOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newHearing(t)
+		value := r.signIn("alice")
+		live := r.wantUser("alice", value)
+		r.probe.forget(nil)
+		r.startReseal(value, live)
+		synctest.Wait()
+		if reads, writes := r.probe.count("get"), r.probe.count("replace"); reads != 1 || writes != 0 {
+			t.Errorf("%d reads, %d writes", reads, writes)
+		}
+	})
+}

@@ -110,7 +110,7 @@ func TestGoldenStored(t *testing.T) {
 		golden.Check(t, file, kept.TombstoneKey, r.tombstoneKey(live.handle), nil)
 		golden.Check(t, file, kept.SIDBarrier, sidBarrier(entry.SID), nil)
 		golden.Check(t, file, kept.UserBarrier, userBarrier(entry.User), nil)
-		golden.Check(t, file, kept.RefreshLease, "refresh-"+r.name("refresh", live.handle), nil)
+		golden.Check(t, file, kept.RefreshLease, r.leaseName(live.handle), nil)
 
 		s := goldenWhole()
 		for _, q := range []Query{
