@@ -165,3 +165,42 @@ func TestWrongOptions(t *testing.T) {
 		}
 	}
 }
+
+// A user needs the rights that the documentation names, and no others.
+func TestRestrictedUser(t *testing.T) {
+	t.Parallel()
+	const rights = "user limited on >" + password + " ~app:* -@all +@read +@write +@scripting +@connection +time"
+	try := func(t *testing.T, opts Options) {
+		t.Helper()
+		var log logged
+		opts.Username, opts.Password, opts.KeyPrefix, opts.Logger = "limited", password, "app:", log.logger()
+		s, ctx := open(t, opts), t.Context()
+		if err := s.Create(ctx, "k", nil, time.Hour); err != nil {
+			t.Fatalf("Create: %v; log: %s", err, log.String())
+		}
+		listen(t, s, testBeat).waitCurrent()
+		if err := useAll(ctx, s, "a"); err != nil {
+			t.Error(err)
+		}
+		for _, err := range s.Keys(ctx, "") {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "CONFIG GET") {
+			t.Errorf("log: %s; want one of CONFIG GET", log.String())
+		}
+	}
+	t.Run("standalone", func(t *testing.T) {
+		server := testenv.StartRedis(t, testenv.RedisOptions{Config: []string{rights}})
+		try(t, Options{URL: server.URL()})
+	})
+	t.Run("Sentinel", func(t *testing.T) {
+		env := testenv.StartSentinel(t, testenv.SentinelOptions{Redis: testenv.RedisOptions{Config: []string{rights + " +role"}}})
+		try(t, Options{Sentinel: &Sentinel{Addresses: env.Addresses(), Master: testenv.SentinelMaster}})
+	})
+	t.Run("Cluster", func(t *testing.T) {
+		env := testenv.StartRedisCluster(t, testenv.ClusterOptions{Redis: testenv.RedisOptions{Config: []string{rights + " +cluster|nodes +cluster|info +cluster|slots +cluster|shards"}}})
+		try(t, Options{Cluster: &Cluster{Addresses: env.Addresses()}})
+	})
+}
