@@ -172,20 +172,18 @@ func (k *keyring) told(live []cluster.Member, complete bool) {
 	var waits string // the newest key that is due
 	var without []string
 	k.promote(func(id string) bool {
-		decided := slices.ContainsFunc(live, func(m cluster.Member) bool { return m.Seals == id })
-		if !complete && !decided {
-			return false
-		}
 		var nodes []string
+		decided := complete
 		for _, m := range live {
 			if !slices.Contains(m.Keys, id) {
 				nodes = append(nodes, m.Node)
 			}
+			decided = decided || m.Seals == id
 		}
 		if len(nodes) > 0 && waits == "" {
 			waits, without = id, nodes
 		}
-		return len(nodes) == 0
+		return len(nodes) == 0 && decided
 	})
 	if k.waiting.remind(waits) {
 		k.logger.Warn("a key does not seal yet, though its time has come: not all nodes have it", "key", waits, "nodes_without", without)
