@@ -23,11 +23,15 @@ func (m *Manager) startReseal(cookie string, live *Live) {
 	m.renewal.background(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), flightLimit)
 		defer cancel()
-		rec, err := m.Store.Get(ctx, t.handle)
-		if err != nil || !m.Ring.Outdated(rec.Value) {
-			return
-		}
-		if _, err := m.rewrite(ctx, t, func(*coatcheck.Session) bool { return true }); err != nil {
+		err := m.guarded(ctx, "a session was sealed anew", func() error {
+			rec, err := m.Store.Get(ctx, t.handle)
+			if err != nil || !m.Ring.Outdated(rec.Value) {
+				return err
+			}
+			_, err = m.rewrite(ctx, t, func(*coatcheck.Session) bool { return true })
+			return err
+		})
+		if err != nil {
 			m.Logger.DebugContext(ctx, "a session is not sealed by the new key yet", "session", live.Ref, "error", err)
 		}
 	})

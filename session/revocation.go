@@ -153,7 +153,7 @@ func (m *Manager) revokeGrants(ctx context.Context) {
 func (m *Manager) revokeGrant(ctx context.Context, hurry <-chan struct{}, g grant) {
 	pause := revokePause
 	for try := 1; ; try++ {
-		err := m.tryRevoke(ctx, g)
+		err := m.guarded(ctx, "a token was revoked", func() error { return m.tryRevoke(ctx, g) })
 		if err == nil {
 			return
 		}

@@ -431,6 +431,22 @@ func logPanic(ctx context.Context, l *slog.Logger, where string, v any, more ...
 	l.ErrorContext(ctx, "panic while "+where, append(more, "type", fmt.Sprintf("%T", v), "stack", string(debug.Stack()))...)
 }
 
+// errPanicked is what comes of a piece of work that panicked.
+var errPanicked = errors.New("session: panicked")
+
+// guarded does a piece of the work that belongs to no request. A panic ends that piece alone,
+// as one in a request's goroutine ends the request: a record that makes the code panic would
+// else stop one node after the other.
+func (m *Manager) guarded(ctx context.Context, where string, do func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			logPanic(ctx, m.Logger, where, v)
+			err = errPanicked
+		}
+	}()
+	return do()
+}
+
 func (m *Manager) place(handle string) seal.Place {
 	return seal.Place{Purpose: purpose, Tenant: m.Tenant, Cookie: m.Jar.Session(), Key: handle}
 }

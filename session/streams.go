@@ -152,16 +152,13 @@ func (m *Manager) check(handle string) {
 	s.mu.Unlock()
 }
 
-// look reads a record in a goroutine that nobody watches over: a store that panics tells
-// nothing.
+// look reads a record.
 func (m *Manager) look(ctx context.Context, handle string) (rec store.Record, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			logPanic(ctx, m.Logger, "the session of a stream was read", v)
-			err = errors.New("session: the store panicked")
-		}
-	}()
-	return m.Store.Get(ctx, handle)
+	err = m.guarded(ctx, "the session of a stream was read", func() error {
+		rec, err = m.Store.Get(ctx, handle)
+		return err
+	})
+	return rec, err
 }
 
 // checkAgain is how long after a look at the store that told nothing the next one comes.

@@ -223,10 +223,13 @@ func (m *Manager) finishLeft(ctx context.Context) {
 		if !ok {
 			return
 		}
-		marked, err := m.mark(ctx, l.listing, l.reason)
-		if err == nil {
-			err = m.finish(ctx, marked, nil)
-		}
+		err := m.guarded(ctx, "a session was ended", func() error {
+			marked, err := m.mark(ctx, l.listing, l.reason)
+			if err != nil {
+				return err
+			}
+			return m.finish(ctx, marked, nil)
+		})
 		if err == nil {
 			continue
 		}
@@ -259,11 +262,13 @@ func (m *Manager) reassertDeletions(ctx context.Context) {
 	group.SetLimit(atOnce)
 	for _, d := range due {
 		group.Go(func() error {
-			if err := m.Store.Delete(deleting, d.handle); err != nil {
-				return err
-			}
-			m.forget(d.handle)
-			return nil
+			return m.guarded(ctx, "a session was ended again", func() error {
+				if err := m.Store.Delete(deleting, d.handle); err != nil {
+					return err
+				}
+				m.forget(d.handle)
+				return nil
+			})
 		})
 	}
 	if group.Wait() != nil {
@@ -295,14 +300,15 @@ func (m *Manager) reap(ctx context.Context) (more bool) {
 	var group errgroup.Group
 	group.SetLimit(atOnce)
 	for _, e := range claimed {
-		group.Go(func() error {
-			if e.Ending == store.ReasonExpired {
-				if relisted, err := m.relist(ctx, e); relisted || err != nil {
-					return nil
+		group.Go(func() error { // what fails is handed out again
+			return m.guarded(ctx, "a session was reaped", func() error {
+				if e.Ending == store.ReasonExpired {
+					if relisted, err := m.relist(ctx, e); relisted || err != nil {
+						return err
+					}
 				}
-			}
-			_ = m.finish(ctx, e, nil) // what fails is handed out again
-			return nil
+				return m.finish(ctx, e, nil)
+			})
 		})
 	}
 	_ = group.Wait()
