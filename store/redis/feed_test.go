@@ -392,6 +392,14 @@ func TestFeedOfAReplica(t *testing.T) {
 	if _, err := s.hear(t.Context(), new(sync.WaitGroup)); !errors.Is(err, errReplica) {
 		t.Errorf("hear from a replica: %v", err)
 	}
+	// Nor does it know all that is there: a key could be retired that has sealed the rest.
+	var said error
+	for _, err := range s.Keys(t.Context(), "") {
+		said = err
+	}
+	if !errors.Is(said, errReplica) {
+		t.Errorf("Keys of a replica: %v", said)
+	}
 	server.Must("REPLICAOF", "NO", "ONE")
 	e.waitCurrent()
 }

@@ -31,14 +31,16 @@ func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 }
 
 // scan calls page with the names of the database's keys that begin with prefix, a page at a
-// time, until that returns false.
+// time, until that returns false. A replica has the keys of its primary, if not the last ones.
 func (s *Store) scan(ctx context.Context, prefix string, page func(names []string) (more bool, err error)) error {
+	primaries := 0
 	for _, node := range s.redis().Nodes() {
 		if err := hearPrimary(ctx, node); err == errReplica {
 			continue
 		} else if err != nil {
 			return err
 		}
+		primaries++
 		for cursor := uint64(0); ; {
 			scanned, err := s.scanPage(ctx, node, cursor, prefix)
 			if err != nil {
@@ -52,13 +54,16 @@ func (s *Store) scan(ctx context.Context, prefix string, page func(names []strin
 			}
 		}
 	}
+	if primaries == 0 {
+		return errReplica // or what is there would be taken for nothing
+	}
 	return nil
 }
 
 func (s *Store) scanPage(ctx context.Context, node rueidis.Client, cursor uint64, prefix string) (rueidis.ScanEntry, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	return node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(prefix)+"*").Count(scanCount).Build()).AsScanEntry()
+	return node.Do(ctx, node.B().Scan().Cursor(cursor).Match(globEscaper.Replace(prefix)+"*").Count(scanCount).Build().Pin()).AsScanEntry()
 }
 
 // liveKeys returns the keys of the live records among the values called by names, as far as

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,6 +94,35 @@ func TestReadsWhileConnectionsEnd(t *testing.T) {
 	reading.Wait()
 	if read.Load() == 0 {
 		t.Error("nothing was read: the test shows nothing")
+	}
+}
+
+// Which commands are sent a second time is rueidis's matter: all that it takes for reads. The
+// others that are made here are known.
+func TestReadsArePinned(t *testing.T) {
+	sent := regexp.MustCompile(`B\(\)\.(\w+)\([^;{}]*?\.Build\(\)(\.Pin\(\))?`)
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned := 0
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range sent.FindAllSubmatch(text, -1) {
+			switch string(m[1]) {
+			case "ConfigGet", "ClusterInfo", "ClusterNodes", "Hello", "Del", "Arbitrary", "Evalsha", "Eval":
+			default:
+				if pinned++; len(m[2]) == 0 && !strings.HasSuffix(file, "_test.go") {
+					t.Errorf("%s: the command %s is not pinned: %s", file, m[1], m[0])
+				}
+			}
+		}
+	}
+	if pinned < 5 {
+		t.Errorf("%d reads are found: the test shows nothing", pinned)
 	}
 }
 
