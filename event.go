@@ -68,13 +68,16 @@ const (
 	EventLimitDenied EventType = "session.limit_denied"
 )
 
+// OperatorAt begins what Event.Node says of an event that a command tells, and no node.
+const OperatorAt = "operator@"
+
 // An Event is something that happened to a session. It has no secret in it.
 type Event struct {
 	// ID is the same however often the event is told, so that receivers can drop repeats.
 	ID      string    `json:"id"`
 	Type    EventType `json:"type"`
 	Time    time.Time `json:"time"`
-	Node    string    `json:"node"` // which told it first; "operator@" and a node's name: a command, run there
+	Node    string    `json:"node"` // which told it first; OperatorAt and a node's name: a command, run there
 	Tenant  string    `json:"tenant"`
 	Issuer  string    `json:"issuer"`
 	Subject string    `json:"subject"`

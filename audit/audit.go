@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"slices"
 	"sync"
 	"time"
@@ -129,8 +130,8 @@ func (l *Log) hear(ctx context.Context, data []byte) {
 	}
 	if l.logged.first(e.ID, now) { // from elsewhere
 		level := slog.LevelDebug // the node that told it has it in its log
-		if e.Reason == coatcheck.ReasonRevoked {
-			level = slog.LevelInfo // an operator's command told it, and has none
+		if strings.HasPrefix(e.Node, coatcheck.OperatorAt) {
+			level = slog.LevelInfo // a command told it, and has none
 		}
 		l.line(ctx, level, e)
 	}

@@ -171,13 +171,13 @@ func TestWhatAnOperatorEnds(t *testing.T) {
 		a, b := start(t, j, "a"), start(t, j, "b")
 		command := New(Options{Journal: j, Node: "operator@a", Logger: slog.New(slog.DiscardHandler)})
 		e := event("e1")
-		e.Reason = coatcheck.ReasonRevoked
+		e.Reason = coatcheck.ReasonKeyRetired
 		if err := command.Record(t.Context(), e); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
 		for _, n := range []*node{a, b} {
-			if lines := n.lines(t, slog.LevelInfo); len(lines) != 1 || lines[0]["reason"] != "revoked" || lines[0]["node"] != "operator@a" {
+			if lines := n.lines(t, slog.LevelInfo); len(lines) != 1 || lines[0]["reason"] != "key_retired" || lines[0]["node"] != "operator@a" {
 				t.Errorf("node %s logged\n%s", n.Node, n.out)
 			}
 		}

@@ -262,13 +262,17 @@ func (m *Manager) reassertDeletions(ctx context.Context) {
 	group.SetLimit(atOnce)
 	for _, d := range due {
 		group.Go(func() error {
-			return m.guarded(ctx, "a session was ended again", func() error {
+			err := m.guarded(ctx, "a session was ended again", func() error {
 				if err := m.Store.Delete(deleting, d.handle); err != nil {
 					return err
 				}
 				m.forget(d.handle)
 				return nil
 			})
+			if err == errPanicked { // the same would come of it the next time, and all others wait
+				err = nil
+			}
+			return err
 		})
 	}
 	if group.Wait() != nil {

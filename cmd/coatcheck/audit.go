@@ -31,7 +31,7 @@ func (c storeAuditCmd) Run(ctx context.Context, con console) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	return c.compare(ctx, o.sessions(o.cfg.Node, nil), o.store, con.out)
+	return c.compare(ctx, o.sessions(operatorNode(o.cfg.Node), nil), o.store, con.out)
 }
 
 // compare is Run for the sessions in a store.

@@ -25,7 +25,7 @@ type sessionCmd struct {
 
 // operatorNode is what events name in place of a node that a command tells of, run by
 // somebody on the machine of that name.
-func operatorNode(name string) string { return "operator@" + name }
+func operatorNode(name string) string { return coatcheck.OperatorAt + name }
 
 // A person is whom a provider calls by a subject.
 type person struct {

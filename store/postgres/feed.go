@@ -103,10 +103,14 @@ func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
 	if err := e.begin(ctx, conn); err != nil {
 		return err
 	}
+	// A pooler of transactions lends the ear a connection to the server for each of its own
+	// statements, with the answer to a beat sent there, and for no other node's. So the first
+	// beat comes from elsewhere.
+	notify := s.pool.Exec
 	for beat := 0; ; beat++ {
 		asOf := time.Now()
 		if err := s.soon(ctx, func(ctx context.Context) error {
-			_, err := conn.Exec(ctx, `SELECT pg_notify($1, $2)`, own, strconv.Itoa(beat))
+			_, err := notify(ctx, `SELECT pg_notify($1, $2)`, own, strconv.Itoa(beat))
 			return err
 		}); err != nil {
 			return err
@@ -115,6 +119,9 @@ func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
 			n, err := next(ctx, conn, asOf.Add(s.timeout))
 			if err != nil {
 				return err
+			}
+			if n == nil && beat == 0 {
+				return errors.New("nothing is heard on a connection that listens; a pooler in between must pool sessions, not transactions")
 			}
 			if n == nil {
 				return errors.New("no answer in time")
@@ -125,6 +132,7 @@ func (s *Store) listenOnce(ctx context.Context, e ear, heard func()) error {
 		}
 		heard()
 		e.current(asOf)
+		notify = conn.Exec
 		for {
 			n, err := next(ctx, conn, asOf.Add(e.beat))
 			if err != nil {

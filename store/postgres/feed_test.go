@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/store"
 )
@@ -144,6 +146,34 @@ func TestFeedBreaks(t *testing.T) {
 
 // The log is told once that the server is gone, however many listen and however often they
 // try, and once that it is back.
+// Where nothing arrives of what other connections send, as behind a pooler of transactions,
+// the feed never takes itself for current, though what it sends itself comes back. Here what
+// they send goes to another database, since no pooler can be counted on.
+func TestFeedHearsOnlyItself(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
+	var log logged
+	s := openAll(t, Options{URL: server.URL(), Logger: log.logger(), Timeout: 200 * time.Millisecond}, 1)[0]
+	elsewhere, err := pgxpool.New(t.Context(), strings.Replace(server.URL(), "/postgres?", "/template1?", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := s.pool
+	s.pool = elsewhere
+	ctx, cancel := context.WithCancel(t.Context())
+	f := watch(ctx, t, s)
+	log.wait(t, "must pool sessions", 1)
+	time.Sleep(time.Second)
+	cancel()
+	<-f.ended
+	s.pool = own
+	elsewhere.Close()
+	if f.mu.Lock(); !f.asOf.IsZero() {
+		t.Errorf("it was current as of %s", f.asOf)
+	}
+	f.mu.Unlock()
+}
+
 func TestFeedLog(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
