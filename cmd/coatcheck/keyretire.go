@@ -49,9 +49,6 @@ func (c keyRetireCmd) Run(ctx context.Context, con console) error {
 		return err
 	}
 	ring.Promote(time.Now(), nil)
-	if c.isRetired(ring) {
-		return fmt.Errorf("%s is retired already", c.Key)
-	}
 	if err := c.check(ring, c.File); err != nil {
 		return err
 	}
@@ -59,7 +56,7 @@ func (c keyRetireCmd) Run(ctx context.Context, con console) error {
 		return fmt.Errorf("%s was left as it is: how many sessions %s has sealed can't be told without the store.\n"+
 			"With --config in place of %s they are counted (with SQLite, while the node does not run); with --yes it is retired all the same", c.File, c.Key, c.File)
 	}
-	if err := c.retire(con, ring, c.File, "Whoever has a session that it has sealed is signed out."); err != nil {
+	if err := c.retire(con, c.File, "Whoever has a session that it has sealed is signed out."); err != nil {
 		return err
 	}
 	fmt.Fprintf(con.out, "Such sessions keep their places until they are used or idle, or until: coatcheck key retire %s --config FILE --yes\n", c.Key)
@@ -132,7 +129,7 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 		return fmt.Errorf("%s can't be changed from here. %s Now write its text to a file, "+
 			"run coatcheck key retire %s FILE --yes, and start the nodes with what is in it then", where, loss, c.Key)
 	}
-	return c.retire(con, ring, where, loss)
+	return c.retire(con, where, loss)
 }
 
 // inUse says what to do while a node has the store for itself.
@@ -151,6 +148,9 @@ func (c keyRetireCmd) isRetired(ring *seal.Ring) bool {
 // check says why the key can't be retired from the ring, which is kept where where says. The
 // ring's current key is the one that is due to seal then.
 func (c keyRetireCmd) check(ring *seal.Ring, where string) error {
+	if c.isRetired(ring) {
+		return fmt.Errorf("%s is retired already", c.Key)
+	}
 	if ids := ring.KeyIDs(); !slices.Contains(ids, c.Key) {
 		return fmt.Errorf("%s has no key %q; it has %s", where, c.Key, strings.Join(ids, ", "))
 	}
@@ -207,8 +207,17 @@ func (c keyRetireCmd) advice(newer string, without []string) string {
 	}
 }
 
-// retire writes the ring without the key.
-func (c keyRetireCmd) retire(con console, ring *seal.Ring, file, loss string) error {
+// retire takes the key out of the ring that the file holds by now: others may have changed it
+// while nodes were waited for and sessions ended.
+func (c keyRetireCmd) retire(con console, file, loss string) error {
+	ring, err := seal.ReadRing(file)
+	if err != nil {
+		return err
+	}
+	ring.Promote(time.Now(), nil)
+	if err := c.check(ring, file); err != nil {
+		return err
+	}
 	next, err := ring.Retired(c.Key, time.Now())
 	if err != nil {
 		return err

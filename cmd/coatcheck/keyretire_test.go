@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -14,8 +17,10 @@ import (
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/cluster"
+	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/memory"
 )
 
@@ -37,11 +42,20 @@ providers: [{name: corp, issuer: "https://idp.example.com", client_id: web}]
 routes: [{path: /, upstream: "http://127.0.0.1:8080"}]
 `
 
-func newEstate(t *testing.T) *estate {
+func newEstate(t *testing.T) *estate { return newEstateOf(t, estateConfig) }
+
+// newSharedEstate returns one whose store is for several nodes.
+func newSharedEstate(t *testing.T) *estate {
+	server := testenv.StartRedis(t, testenv.RedisOptions{})
+	kept := fmt.Sprintf("store: {driver: redis, redis: {url: %q}}", server.URL())
+	return newEstateOf(t, strings.Replace(estateConfig, "store: {driver: sqlite, sqlite: {file: coatcheck.db}}", kept, 1))
+}
+
+func newEstateOf(t *testing.T, text string) *estate {
 	t.Helper()
 	dir := t.TempDir()
 	e := &estate{t: t, config: filepath.Join(dir, "coatcheck.yaml"), keys: filepath.Join(dir, "keys.json")}
-	if err := os.WriteFile(e.config, []byte(estateConfig), 0o600); err != nil {
+	if err := os.WriteFile(e.config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ring := seal.NewRing()
@@ -118,6 +132,100 @@ func (e *estate) wantEnded() {
 			}
 		}
 	})
+}
+
+// behind is a clock that is not on time.
+type behind struct {
+	store.Clock
+	by time.Duration
+}
+
+func (b *behind) Now(ctx context.Context) (time.Time, error) {
+	now, err := b.Clock.Now(ctx)
+	return now.Add(-b.by), err
+}
+
+// node returns what has a node report that it seals with a key. It has been on the list for
+// so long already.
+func (e *estate) node(listed time.Duration) (report func(seals string)) {
+	e.t.Helper()
+	o, err := operate(e.t.Context(), e.config)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { _ = o.Close() })
+	m, clock := newMembers(o.ring, o.store, slog.New(slog.DiscardHandler)), &behind{o.store, listed}
+	m.Clock = clock
+	report = func(seals string) {
+		e.t.Helper()
+		m.Self = func() cluster.Member { return cluster.Member{Node: "a", Keys: o.ring.KeyIDs(), Seals: seals} }
+		if _, err := m.Report(e.t.Context()); err != nil {
+			e.t.Fatal(err)
+		}
+	}
+	report(e.old)
+	clock.by = 0
+	return report
+}
+
+// long is for how long a node has been listed that knows of all others.
+const long = 25 * time.Second
+
+// A listener calls heard with what is written.
+type listener struct{ heard func(string) }
+
+func (l listener) Write(p []byte) (int, error) { l.heard(string(p)); return len(p), nil }
+
+// A key that came into the file while nodes were waited for stays in it.
+func TestRetireKeepsAnotherKey(t *testing.T) {
+	e := newSharedEstate(t)
+	report := e.node(long)
+	report(e.old)
+	var third string
+	var said strings.Builder
+	hear := func(text string) {
+		said.WriteString(text)
+		if third != "" || !strings.HasPrefix(text, "Waiting ") {
+			return
+		}
+		ring, err := seal.ReadRing(e.keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := rotated(t, ring, time.Now().Add(time.Hour))
+		writeRing(t, e.keys, next)
+		third = next.KeyIDs()[0]
+		report(e.newer)
+	}
+	con := console{listener{hear}, listener{hear}}
+	if code := run(t.Context(), []string{"key", "retire", e.old, "--config", e.config, "--yes"}, con); code != exitOK {
+		t.Fatalf("exit status %d: %s", code, said.String())
+	}
+	ring, err := seal.ReadRing(e.keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ids := ring.KeyIDs(); third == "" || !slices.Equal(ids, []string{third, e.newer}) {
+		t.Errorf("the file has the keys %q, want %q and %q", ids, third, e.newer)
+	}
+}
+
+// Nor does it change a file in which the key is due to seal by now, or is retired.
+func TestRetireChecksTheFileAgain(t *testing.T) {
+	first := seal.NewRing()
+	second := rotated(t, first, time.Now().Add(-time.Second))
+	retired, err := second.Retired(first.Current(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, ring := range map[string]*seal.Ring{"is the key that seals now": first, "is retired already": retired} {
+		file := filepath.Join(t.TempDir(), "keys.json")
+		writeRing(t, file, ring)
+		err := keyRetireCmd{Key: first.Current()}.retire(console{io.Discard, io.Discard}, file, "")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
 }
 
 // Sessions of a retired key give up their places at once.
