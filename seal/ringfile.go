@@ -192,7 +192,16 @@ func (r *Ring) WriteNew(file string) error {
 
 // Write writes the ring over a file that exists, whose owner and permissions stay. Whoever
 // reads it meanwhile reads the old ring or the new one, whole. A symbolic link stays one.
-func (r *Ring) Write(file string) error {
+func (r *Ring) Write(file string) error { return r.overwrite(file, os.Rename) }
+
+// TryWrite does what Write does, but for the last step: the file stays as it is. It tells
+// beforehand whether Write would fail, as far as anybody can.
+func (r *Ring) TryWrite(file string) error {
+	return r.overwrite(file, func(_, _ string) error { return nil })
+}
+
+// overwrite has a new file with the ring take the place of a file that exists.
+func (r *Ring) overwrite(file string, rename func(from, to string) error) error {
 	file, err := filepath.EvalSymlinks(file)
 	if err != nil {
 		return fmt.Errorf("seal: write key ring: %w", err)
@@ -202,7 +211,7 @@ func (r *Ring) Write(file string) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(giveTo(tmp.Name(), info), os.Chmod(tmp.Name(), info.Mode().Perm()), os.Rename(tmp.Name(), file))
+		return errors.Join(giveTo(tmp.Name(), info), os.Chmod(tmp.Name(), info.Mode().Perm()), rename(tmp.Name(), file))
 	})
 }
 

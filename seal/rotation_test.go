@@ -385,8 +385,10 @@ func TestWrite(t *testing.T) {
 	file, link := filepath.Join(dir, "keys.json"), filepath.Join(dir, "link.json")
 	first := NewRing()
 	second := rotated(t, first, noon)
-	if err := second.Write(file); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("over no file: %v", err)
+	for _, err := range []error{second.Write(file), second.TryWrite(file)} {
+		if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("over no file: %v", err)
+		}
 	}
 	if err := first.WriteNew(file); err != nil {
 		t.Fatal(err)
@@ -417,6 +419,9 @@ func TestWrite(t *testing.T) {
 	}
 	if err := second.Write(link); err != nil {
 		t.Fatal(err)
+	}
+	if err := first.TryWrite(link); err != nil {
+		t.Error(err)
 	}
 	if got, err := ReadRing(file); err != nil || !slices.Equal(got.KeyIDs(), second.KeyIDs()) {
 		t.Errorf("the file has %v, %v", got, err)

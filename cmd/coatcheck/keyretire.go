@@ -88,6 +88,11 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 			return err
 		}
 	}
+	if c.Yes && !retired && cfg.Keys.Env == "" { // nobody is signed out for nothing
+		if err := ring.TryWrite(where); err != nil {
+			return unwritten(where, err)
+		}
+	}
 	o, err := operate(ctx, c.Config)
 	switch {
 	case errors.Is(err, sqlite.ErrInUse):
@@ -129,7 +134,11 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 		return fmt.Errorf("%s can't be changed from here. %s Now write its text to a file, "+
 			"run coatcheck key retire %s FILE --yes, and start the nodes with what is in it then", where, loss, c.Key)
 	}
-	return c.retire(con, where, loss)
+	err = c.retire(con, where, loss)
+	if err != nil && sealed > 0 {
+		err = fmt.Errorf("%w\n%s The key still opens: run the same command again", err, loss)
+	}
+	return err
 }
 
 // inUse says what to do while a node has the store for itself.
@@ -223,8 +232,12 @@ func (c keyRetireCmd) retire(con console, file, loss string) error {
 		return err
 	}
 	if err := next.Write(file); err != nil {
-		return fmt.Errorf("%s can't be written and is as it was: %w", file, err)
+		return unwritten(file, err)
 	}
 	fmt.Fprintf(con.out, "Retired the key %s in %s. %s Give this file to every node: running ones read it by themselves.\n", c.Key, file, loss)
 	return nil
+}
+
+func unwritten(file string, err error) error {
+	return fmt.Errorf("%s can't be written and is as it was: %w", file, err)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -225,6 +226,59 @@ func TestRetireChecksTheFileAgain(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+// unwritable lets the key ring's file be read and not be written, also by root.
+func (e *estate) unwritable() {
+	e.t.Helper()
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		e.t.Skip("there is no /proc here")
+	}
+	f, err := os.Open(e.keys)
+	if err == nil {
+		e.t.Cleanup(func() { _ = f.Close() })
+		err = errors.Join(os.Remove(e.keys), os.Symlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), e.keys))
+	}
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// Nobody is signed out for a key that can't be taken out of the file.
+func TestRetireLooksWhetherItCanWrite(t *testing.T) {
+	e := newEstate(t)
+	e.unwritable()
+	e.wantSaid(e.retire(exitFailed, "--config", e.config, "--yes"), "keys.json can't be written and is as it was: ")
+	e.with(func(m *session.Manager) {
+		for _, h := range e.cookies {
+			if _, err := m.Load(t.Context(), h); err != nil {
+				t.Errorf("a session has ended: %v", err)
+			}
+		}
+	})
+}
+
+// Who was signed out all the same is said.
+func TestRetireSaysWhoWasSignedOut(t *testing.T) {
+	e := newSharedEstate(t)
+	report, heard := e.node(long), false
+	report(e.old)
+	var said strings.Builder
+	hear := func(text string) {
+		said.WriteString(text)
+		if !heard && strings.HasPrefix(text, "Waiting ") {
+			heard = true
+			e.unwritable()
+			report(e.newer)
+		}
+	}
+	con := console{listener{hear}, listener{hear}}
+	if code := run(t.Context(), []string{"key", "retire", e.old, "--config", e.config, "--yes"}, con); code != exitFailed {
+		t.Errorf("exit status %d", code)
+	}
+	for _, want := range []string{"can't be written and is as it was: ", "2 of 2 sessions were sealed by it and have ended", "run the same command again"} {
+		e.wantSaid(said.String(), want)
 	}
 }
 
