@@ -24,9 +24,9 @@ const (
 	reportLimit = 5 * time.Second
 	// memberLife is for how long after its last report a node counts as live.
 	memberLife = 30 * time.Second
-	// settles is how long a node has been listed when it knows of all others: each has
+	// Settles is how long a node has been listed when it knows of all others: each has
 	// reported in that time, also where none could before.
-	settles = reportEvery*5/4 + reportAgain + reportLimit
+	Settles = reportEvery*5/4 + reportAgain + reportLimit
 	// listLife is how long the list stays when nobody writes it any more.
 	listLife = time.Minute
 	// attempts bounds how often a node tries to write the list before others do.
@@ -152,8 +152,14 @@ func (m *Members) Report(ctx context.Context) ([]Member, error) {
 // has been on the list for long enough that all others have reported since. It is not at the
 // start, nor after the store was away or has lost the list, when the first to report is alone.
 func (m *Members) Complete(live []Member) bool {
-	return slices.ContainsFunc(live, func(l Member) bool { return l.Instance == m.instance && l.Seen.Sub(l.Since) >= settles })
+	return slices.ContainsFunc(live, func(l Member) bool { return l.Instance == m.instance && l.settled() })
 }
+
+// Settled tells whether no live node can be missing from what List has returned: one of them
+// knows of all others. Where none is listed, that is known to who has looked for Settles.
+func Settled(live []Member) bool { return slices.ContainsFunc(live, Member.settled) }
+
+func (m Member) settled() bool { return m.Seen.Sub(m.Since) >= Settles }
 
 // List returns the live nodes, as far as they have reported.
 func (m *Members) List(ctx context.Context) ([]Member, error) {

@@ -264,22 +264,22 @@ func TestComplete(t *testing.T) {
 		}
 		report(t, b)
 		want("at the start", a, false)
-		time.Sleep(settles / 2)
+		time.Sleep(Settles / 2)
 		report(t, b)
 		want("a while after it", a, false)
-		time.Sleep(settles / 2)
+		time.Sleep(Settles / 2)
 		want("when all have reported", a, true)
 
 		time.Sleep(memberLife + time.Second) // nobody could report
 		want("after an outage", a, false)
-		time.Sleep(settles)
+		time.Sleep(Settles)
 		want("when all have reported after it", a, true)
 
 		if err := kept.Delete(t.Context(), listKey); err != nil {
 			t.Fatal(err)
 		}
 		want("the list is lost", a, false)
-		time.Sleep(settles)
+		time.Sleep(Settles)
 		want("when all have reported after that", a, true)
 		if b.Complete(report(t, a)) {
 			t.Error("the list is complete for somebody who is not on it")

@@ -17,10 +17,13 @@ import (
 
 const (
 	// changeLimit is how long nodes may take to seal with a newer key once all of them have
-	// it, and until one that died is not waited for any more.
+	// it, until one that died is not waited for any more, and until it is certain which live.
 	changeLimit = 45 * time.Second
 	// changeLook is how often it is looked whether they do.
 	changeLook = 500 * time.Millisecond
+	// maxPasses bounds how often sessions are looked for that the key seals, until none is
+	// found.
+	maxPasses = 5
 )
 
 type keyRetireCmd struct {
@@ -101,19 +104,8 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	members := newMembers(ring, o.store, slog.New(slog.DiscardHandler))
-	if err := c.awaitNodes(ctx, con, members, ring.Current(), where); err != nil {
-		return err
-	}
-
-	look := o.sessions(operatorNode(cfg.Node), nil).SealedBy
-	if c.Yes {
-		look = o.sessions(operatorNode(cfg.Node), nil).EndSealedBy
-	}
-	sealed, all, err := look(ctx, o.store, c.Key)
+	sealed, all, err := c.sealed(ctx, con, o, where)
 	switch {
-	case err != nil && c.Yes:
-		return fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. The same command ends the rest: %w", where, sealed, c.Key, err)
 	case err != nil:
 		return err
 	case sealed > 0 && !c.Yes && retired:
@@ -139,6 +131,49 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 		err = fmt.Errorf("%w\n%s The key still opens: run the same command again", err, loss)
 	}
 	return err
+}
+
+// sealed counts the sessions that the key has sealed, and of how many, and ends them with --yes.
+// Without an error no node seals with the key.
+func (c keyRetireCmd) sealed(ctx context.Context, con console, o *operator, where string) (sealed, all int, err error) {
+	o.ring.Promote(time.Now(), nil)
+	members := newMembers(o.ring, o.store, slog.New(slog.DiscardHandler))
+	began := time.Now()
+	await := func() error {
+		if singleNode(o.cfg) {
+			return nil // the store is ours alone
+		}
+		return c.awaitNodes(ctx, con, members, began, o.ring.Current(), where)
+	}
+	sessions := o.sessions(operatorNode(o.cfg.Node), nil)
+	walk := sessions.SealedBy
+	if c.Yes {
+		walk = sessions.EndSealedBy
+	}
+	return c.passes(where, await, func() (int, int, error) { return walk(ctx, o.store, c.Key) })
+}
+
+// passes looks at the nodes and then at the sessions, with --yes until there are none to end:
+// a node that starts meanwhile may have sealed more for a moment.
+func (c keyRetireCmd) passes(where string, await func() error, walk func() (sealed, all int, err error)) (sealed, all int, err error) {
+	for range maxPasses {
+		if err := await(); err != nil {
+			if sealed > 0 {
+				err = fmt.Errorf("%w\n%d sessions that it had sealed have ended already", err, sealed)
+			}
+			return sealed, all, err
+		}
+		n, of, err := walk()
+		all = sealed + of
+		sealed += n
+		switch {
+		case err != nil && c.Yes:
+			return sealed, all, fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. The same command ends the rest: %w", where, sealed, c.Key, err)
+		case err != nil || n == 0 || !c.Yes:
+			return sealed, all, err
+		}
+	}
+	return sealed, all, fmt.Errorf("%s was left as it is: %d sessions that %s had sealed have ended, and there are ever more of them. Look for a node that seals with it and is not listed, and try again", where, sealed, c.Key)
 }
 
 // inUse says what to do while a node has the store for itself.
@@ -170,10 +205,12 @@ func (c keyRetireCmd) check(ring *seal.Ring, where string) error {
 }
 
 // awaitNodes fails if live nodes seal with the key: nobody could open what they seal from then
-// on. With --yes it waits for them to change to a newer key.
-func (c keyRetireCmd) awaitNodes(ctx context.Context, con console, members *cluster.Members, newer, where string) error {
-	said := false
-	for began := time.Now(); ; {
+// on. With --yes it waits for them to change to a newer key. It waits also while nodes may be
+// missing from the list, since one that starts seals with its oldest key at first; where none
+// is listed, until Settles after the command began to look.
+func (c keyRetireCmd) awaitNodes(ctx context.Context, con console, members *cluster.Members, began time.Time, newer, where string) error {
+	said := map[string]bool{}
+	for waits := time.Now(); ; {
 		live, err := members.List(ctx)
 		if err != nil {
 			return err
@@ -187,14 +224,22 @@ func (c keyRetireCmd) awaitNodes(ctx context.Context, con console, members *clus
 				without = append(without, m.Node)
 			}
 		}
+		known := cluster.Settled(live) || len(live) == 0 && time.Since(began) >= cluster.Settles
+		over := time.Since(waits) >= changeLimit
+		what := "until it is certain which nodes live"
+		if len(sealing) > 0 {
+			what = fmt.Sprintf("for these nodes to seal with %s: %s", newer, strings.Join(sealing, ", "))
+		}
 		switch {
-		case len(sealing) == 0:
+		case len(sealing) == 0 && known:
 			return nil
-		case !c.Yes || time.Since(began) >= changeLimit:
+		case len(sealing) > 0 && (!c.Yes || over):
 			return fmt.Errorf("%s was left as it is: %s still seals on these nodes: %s.\n%s", where, c.Key, strings.Join(sealing, ", "), c.advice(newer, without))
-		case !said:
-			said = true
-			fmt.Fprintf(con.err, "Waiting up to %v for these nodes to seal with %s: %s\n", changeLimit, newer, strings.Join(sealing, ", "))
+		case over:
+			return fmt.Errorf("%s was left as it is: a node may still seal with %s, for those that are listed have just started, or the store has lost their list. Try again in a minute", where, c.Key)
+		case !said[what]:
+			said[what] = true
+			fmt.Fprintf(con.err, "Waiting up to %v %s\n", changeLimit, what)
 		}
 		select {
 		case <-ctx.Done():

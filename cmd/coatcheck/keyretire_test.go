@@ -368,7 +368,7 @@ func (f *fleet) node(name string, keys []string, seals func() string) {
 
 func (f *fleet) await() (time.Duration, error) {
 	began := time.Now()
-	err := f.cmd.awaitNodes(f.t.Context(), console{&f.said, &f.said}, newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler)), f.ring.Current(), "keys.json")
+	err := f.cmd.awaitNodes(f.t.Context(), console{&f.said, &f.said}, newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler)), began, f.ring.Current(), "keys.json")
 	return time.Since(began), err
 }
 
@@ -388,7 +388,7 @@ func TestRetireWaitsForNodes(t *testing.T) {
 		if err != nil || took < 8*time.Second || took >= changeLimit {
 			t.Errorf("%v, after %v", err, took)
 		}
-		if want := "Waiting up to 45s for these nodes to seal with " + f.ring.Current() + ": b\n"; f.said.String() != want {
+		if want := "Waiting up to 45s for these nodes to seal with " + f.ring.Current() + ": b\nWaiting up to 45s until it is certain which nodes live\n"; f.said.String() != want {
 			t.Errorf("it says %q, want %q", f.said.String(), want)
 		}
 	})
@@ -439,4 +439,117 @@ func TestRetireWaitsForTheDead(t *testing.T) {
 			t.Errorf("%v, after %v", err, took)
 		}
 	})
+}
+
+// A list that may lack a node says nothing of it, until it has been looked at for long enough.
+func TestRetireWaitsForTheList(t *testing.T) {
+	for _, yes := range []bool{false, true} {
+		for name, test := range map[string]struct {
+			nodes    func(f *fleet)
+			min, max time.Duration
+			want     string
+		}{
+			"nobody": {func(*fleet) {}, cluster.Settles, cluster.Settles + changeLook, ""},
+			"some have just started": {func(f *fleet) {
+				f.node("a", f.ring.KeyIDs(), f.ring.Current)
+			}, cluster.Settles, changeLimit - changeLook, ""},
+			"some have been there": {func(f *fleet) {
+				f.node("a", f.ring.KeyIDs(), f.ring.Current)
+				time.Sleep(time.Minute)
+				f.node("b", f.ring.KeyIDs(), f.ring.Current)
+			}, 0, 0, ""},
+			"all start over and over": {func(f *fleet) {
+				report := func() {
+					m := newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler))
+					m.Self = func() cluster.Member { return cluster.Member{Node: "a", Seals: f.ring.Current()} }
+					if _, err := m.Report(context.Background()); err != nil {
+						f.t.Error(err)
+					}
+				}
+				report()
+				tick := time.NewTicker(10 * time.Second)
+				done := make(chan struct{})
+				go func() {
+					for {
+						select {
+						case <-tick.C:
+							report()
+						case <-done:
+							return
+						}
+					}
+				}()
+				f.t.Cleanup(func() { tick.Stop(); close(done) })
+			}, changeLimit, changeLimit, "Try again in a minute"},
+		} {
+			t.Run(fmt.Sprintf("%s, yes=%v", name, yes), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFleet(t, yes)
+					test.nodes(f)
+					took, err := f.await()
+					if took < test.min || took > test.max || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+						t.Errorf("%v, after %v", err, took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A node that starts alone may be seen late, and seals with the oldest key at first.
+func TestRetireWaitsForOneThatStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, true)
+		starts := time.Now().Add(10 * time.Second)
+		changes := starts.Add(cluster.Settles)
+		go func() {
+			time.Sleep(time.Until(starts))
+			m := newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler))
+			m.Self = func() cluster.Member {
+				self := cluster.Member{Node: "a", Keys: f.ring.KeyIDs(), Seals: f.cmd.Key}
+				if !time.Now().Before(changes) {
+					self.Seals = f.ring.Current()
+				}
+				return self
+			}
+			m.Run(t.Context())
+		}()
+		if took, err := f.await(); err != nil || time.Now().Before(changes) {
+			t.Errorf("%v, after %v", err, took)
+		}
+	})
+}
+
+// With --yes it looks again, at the nodes first, until no session was left to end.
+func TestRetirePasses(t *testing.T) {
+	for name, test := range map[string]struct {
+		yes         bool
+		ends        []int
+		looks       int
+		sealed, all int
+		want        string
+	}{
+		"asked":     {false, []int{2}, 1, 2, 10, ""},
+		"none":      {true, []int{0}, 1, 0, 10, ""},
+		"some":      {true, []int{2, 1, 0}, 3, 3, 10, ""},
+		"ever more": {true, []int{1, 1, 1, 1, 1}, 5, 5, 10, "ever more of them"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			awaits, looks, left := 0, 0, 10
+			sealed, all, err := keyRetireCmd{Key: "k", Yes: test.yes}.passes("keys.json",
+				func() error { awaits++; return nil },
+				func() (int, int, error) {
+					n, of := test.ends[looks], left
+					looks++
+					left -= n
+					return n, of, nil
+				})
+			if sealed != test.sealed || all != test.all || looks != test.looks || awaits != looks {
+				t.Errorf("%d of %d, after %d looks at the nodes and %d at the sessions", sealed, all, awaits, looks)
+			}
+			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
 }
