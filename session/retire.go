@@ -23,7 +23,9 @@ func (m *Manager) SealedBy(ctx context.Context, records store.Lister, key string
 // those were, and of how many. The key is to be retired: no node may seal with it any more,
 // though nodes may open what it has sealed. A session that a node seals anew meanwhile lives.
 //
-// An error leaves open which sessions have ended. Called again, it ends the rest.
+// An error of one session, of which the error says how many there are, keeps no other from
+// ending. It may leave one that nodes don't know whether to serve (CodeUnknown). Called again,
+// EndSealedBy ends the rest.
 func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key string) (ended, all int, err error) {
 	return m.eachSealedBy(ctx, records, key, func(ctx context.Context, handle string, rec store.Record) (bool, error) {
 		return m.endSealedBy(ctx, handle, rec, key)
@@ -31,17 +33,17 @@ func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key str
 }
 
 // eachSealedBy calls act with the record of each session that a key has sealed, several at
-// once, and counts those of which it is true. It ends with the first error.
+// once, and counts those of which it is true. What fails of one session keeps none of the
+// others back.
 func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key string,
 	act func(ctx context.Context, handle string, rec store.Record) (bool, error),
 ) (done, all int, err error) {
-	var counted, sessions atomic.Int64
+	var counted, sessions, failures atomic.Int64
 	seen := map[string]bool{}
-	group, working := errgroup.WithContext(ctx)
+	var group errgroup.Group // returns the first error
 	group.SetLimit(atOnce)
-	for handle, listErr := range records.Keys(working, m.Jar.Session()+"-") {
-		if listErr != nil {
-			err = listErr
+	for handle, listErr := range records.Keys(ctx, m.Jar.Session()+"-") {
+		if err = errors.Join(listErr, ctx.Err()); err != nil {
 			break
 		}
 		if seen[handle] || !isHandle(m.Jar.Session(), handle) {
@@ -49,27 +51,33 @@ func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key st
 		}
 		seen[handle] = true
 		group.Go(func() error {
-			rec, err := m.Store.Get(working, handle)
+			rec, err := m.Store.Get(ctx, handle)
 			if errors.Is(err, store.ErrNotFound) {
 				return nil // it has ended meanwhile
 			}
 			if err != nil {
+				failures.Add(1)
 				return err
 			}
 			sessions.Add(1)
 			if sealer(rec) != key {
 				return nil
 			}
-			did, err := act(working, handle, rec)
+			did, err := act(ctx, handle, rec)
 			if did {
 				counted.Add(1)
+			}
+			if err != nil {
+				failures.Add(1)
 			}
 			return err
 		})
 	}
-	// An error of one session ends the walk too: that one says more.
-	if groupErr := group.Wait(); groupErr != nil {
-		err = groupErr
+	if err != nil {
+		err = fmt.Errorf("list the sessions: %w", err)
+	}
+	if first := group.Wait(); first != nil {
+		err = errors.Join(fmt.Errorf("%d sessions could not be looked at, or may not have ended: %w", failures.Load(), first), err)
 	}
 	if err != nil {
 		err = fmt.Errorf("session: sealed by %s: %w", key, err)

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -160,6 +161,42 @@ func TestEndSealedByIsInterrupted(t *testing.T) {
 			r.end(1)
 			r.wantInvalid(value)
 			r.wantEnded(coatcheck.ReasonKeyRetired, value)
+			r.wantKept()
+		})
+	}
+}
+
+// A session that can't be ended keeps no other from ending.
+func TestEndSealedByGoesOn(t *testing.T) {
+	for _, op := range []string{"get", "replace", "delete"} {
+		t.Run(op, func(t *testing.T) {
+			r := newRetiring(t)
+			const sessions = 5 * atOnce
+			var values []string
+			for range sessions {
+				values = append(values, r.signIn("alice"))
+			}
+			r.rotate()
+			stuck := map[string]bool{}
+			for _, value := range values[:3] {
+				handle, _, _ := strings.Cut(value, ".")
+				stuck[handle] = true
+			}
+			r.probe.forget(func(ctx context.Context, did, key string) error {
+				if did == op && stuck[key] {
+					return errDown
+				}
+				return ctx.Err()
+			})
+			ended, _, err := r.tool.EndSealedBy(t.Context(), r.memory, r.old)
+			if ended != sessions-3 || !errors.Is(err, errDown) || !strings.Contains(err.Error(), ": 3 sessions could not") {
+				t.Errorf("EndSealedBy = %d, %v; want %d, and an error of 3", ended, err, sessions-3)
+			}
+			r.probe.forget(nil)
+			for _, value := range values[3:] {
+				r.wantInvalid(value)
+			}
+			r.end(3)
 			r.wantKept()
 		})
 	}

@@ -168,7 +168,7 @@ func (c keyRetireCmd) passes(where string, await func() error, walk func() (seal
 		sealed += n
 		switch {
 		case err != nil && c.Yes:
-			return sealed, all, fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. The same command ends the rest: %w", where, sealed, c.Key, err)
+			return sealed, all, fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. Some of the others may be answered with 503 until the same command is run again, which ends them: %w", where, sealed, c.Key, err)
 		case err != nil || n == 0 || !c.Yes:
 			return sealed, all, err
 		}

@@ -532,6 +532,7 @@ func TestRetirePasses(t *testing.T) {
 		"asked":     {false, []int{2}, 1, 2, 10, ""},
 		"none":      {true, []int{0}, 1, 0, 10, ""},
 		"some":      {true, []int{2, 1, 0}, 3, 3, 10, ""},
+		"failed":    {true, []int{2, -1}, 2, 3, 10, "3 of the sessions that k had sealed have ended. Some of the others may be answered with 503 until the same command is run again"},
 		"ever more": {true, []int{1, 1, 1, 1, 1}, 5, 5, 10, "ever more of them"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -541,6 +542,9 @@ func TestRetirePasses(t *testing.T) {
 				func() (int, int, error) {
 					n, of := test.ends[looks], left
 					looks++
+					if n < 0 {
+						return 1, of, errors.New("the store is down")
+					}
 					left -= n
 					return n, of, nil
 				})
