@@ -13,20 +13,28 @@ import (
 	"github.com/coatcheck/coatcheck/store"
 )
 
-// SealedBy counts the sessions in the store, and those of them that a key has sealed. It
-// counts records, not the list of sessions: one that is not listed can be used too.
-func (m *Manager) SealedBy(ctx context.Context, records store.Lister, key string) (sealed, all int, err error) {
+// A SealedCount tells of how many sessions in the store a key has sealed. It counts records,
+// not the list of sessions: one that is not listed can be used too.
+type SealedCount struct {
+	Sealed int // by the key
+	// Unread may be sealed by any key: they have a later format, by which nothing is ended.
+	Unread int
+	All    int // with those
+}
+
+// SealedBy counts the sessions that a key has sealed.
+func (m *Manager) SealedBy(ctx context.Context, records store.Lister, key string) (SealedCount, error) {
 	return m.eachSealedBy(ctx, records, key, func(context.Context, string, store.Record) (bool, error) { return true, nil })
 }
 
-// EndSealedBy ends the sessions that a key has sealed, for every node, and returns how many
-// those were, and of how many. The key is to be retired: no node may seal with it any more,
+// EndSealedBy ends the sessions that a key has sealed, for every node, and counts those that it
+// has ended as sealed. The key is to be retired: no node may seal with it any more,
 // though nodes may open what it has sealed. A session that a node seals anew meanwhile lives.
 //
 // An error of one session, of which the error says how many there are, keeps no other from
 // ending. It may leave one that nodes don't know whether to serve (CodeUnknown). Called again,
 // EndSealedBy ends the rest.
-func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key string) (ended, all int, err error) {
+func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key string) (SealedCount, error) {
 	return m.eachSealedBy(ctx, records, key, func(ctx context.Context, handle string, rec store.Record) (bool, error) {
 		return m.endSealedBy(ctx, handle, rec, key)
 	})
@@ -37,8 +45,9 @@ func (m *Manager) EndSealedBy(ctx context.Context, records store.Lister, key str
 // others back.
 func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key string,
 	act func(ctx context.Context, handle string, rec store.Record) (bool, error),
-) (done, all int, err error) {
-	var counted, sessions, failures atomic.Int64
+) (SealedCount, error) {
+	var counted, unread, sessions, failures atomic.Int64
+	var err error
 	seen := map[string]bool{}
 	var group errgroup.Group // returns the first error
 	group.SetLimit(atOnce)
@@ -60,7 +69,11 @@ func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key st
 				return err
 			}
 			sessions.Add(1)
-			if sealer(rec) != key {
+			id, ok := sealer(rec)
+			if !ok {
+				unread.Add(1)
+			}
+			if id != key {
 				return nil
 			}
 			did, err := act(ctx, handle, rec)
@@ -82,17 +95,17 @@ func (m *Manager) eachSealedBy(ctx context.Context, records store.Lister, key st
 	if err != nil {
 		err = fmt.Errorf("session: sealed by %s: %w", key, err)
 	}
-	return int(counted.Load()), int(sessions.Load()), err
+	return SealedCount{int(counted.Load()), int(unread.Load()), int(sessions.Load())}, err
 }
 
-// sealer returns the ID of the key that has sealed a record, also of one that was withdrawn.
-func sealer(rec store.Record) string {
+// sealer returns the ID of the key that has sealed a record, also of one that was withdrawn. It
+// is not ok if that can't be read.
+func sealer(rec store.Record) (id string, ok bool) {
 	sealed, ok := seal.Withdrawn(rec.Value)
 	if !ok {
 		sealed = rec.Value
 	}
-	id, _ := seal.KeyID(sealed)
-	return id
+	return seal.KeyID(sealed)
 }
 
 // endSealedBy ends a session unless it is sealed anew meanwhile, and tells whether it has.
@@ -115,7 +128,7 @@ func (m *Manager) endSealedBy(ctx context.Context, handle string, rec store.Reco
 		if rec, err = m.Store.Get(ctx, handle); err != nil {
 			return false, ignoreGone(err)
 		}
-		if sealer(rec) != key {
+		if id, _ := sealer(rec); id != key {
 			return false, nil
 		}
 	}

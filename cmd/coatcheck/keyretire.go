@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/coatcheck/coatcheck/cluster"
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
+	"github.com/coatcheck/coatcheck/session"
 	"github.com/coatcheck/coatcheck/store/sqlite"
 )
 
@@ -104,20 +106,19 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, o.Close()) }()
-	sealed, all, err := c.sealed(ctx, con, o, where)
+	n, err := c.sealed(ctx, con, o, where)
 	switch {
 	case err != nil:
 		return err
-	case sealed > 0 && !c.Yes && retired:
-		return fmt.Errorf("%s is retired already in %s, and %d of %d sessions that it has sealed still have their places. With --yes they are ended", c.Key, where, sealed, all)
-	case sealed > 0 && !c.Yes:
+	case n.Sealed > 0 && !c.Yes && retired:
+		return fmt.Errorf("%s is retired already in %s, and %d of %d sessions that it has sealed still have their places. With --yes they are ended", c.Key, where, n.Sealed, n.All)
+	case n.Sealed > 0 && !c.Yes:
 		return fmt.Errorf("%s was left as it is: %d of %d sessions are still sealed by %s, and whoever they belong to would be signed out.\n"+
-			"Sessions are sealed by the newer key as they are used, so wait and try again; with --yes they are ended and the key is retired all the same", where, sealed, all, c.Key)
+			"Sessions are sealed by the newer key as they are used, so wait and try again; with --yes they are ended and the key is retired all the same", where, n.Sealed, n.All, c.Key)
+	case n.Unread > 0 && !c.Yes && !retired:
+		return fmt.Errorf("%s was left as it is. %s\nUse the version that has sealed them; with --yes the key is retired all the same", where, lost(n))
 	}
-	loss := "No session was sealed by it."
-	if sealed > 0 {
-		loss = fmt.Sprintf("%d of %d sessions were sealed by it and have ended: these people are signed out.", sealed, all)
-	}
+	loss := lost(n)
 	switch {
 	case retired:
 		fmt.Fprintf(con.out, "The key %s is retired already in %s. %s\n", c.Key, where, loss)
@@ -127,15 +128,27 @@ func (c keyRetireCmd) withStore(ctx context.Context, con console) (err error) {
 			"run coatcheck key retire %s FILE --yes, and start the nodes with what is in it then", where, loss, c.Key)
 	}
 	err = c.retire(con, where, loss)
-	if err != nil && sealed > 0 {
+	if err != nil && n.Sealed > 0 {
 		err = fmt.Errorf("%w\n%s The key still opens: run the same command again", err, loss)
 	}
 	return err
 }
 
-// sealed counts the sessions that the key has sealed, and of how many, and ends them with --yes.
-// Without an error no node seals with the key.
-func (c keyRetireCmd) sealed(ctx context.Context, con console, o *operator, where string) (sealed, all int, err error) {
+// lost says which sessions the key has sealed that is retired.
+func lost(n session.SealedCount) string {
+	var said []string
+	if n.Sealed > 0 {
+		said = append(said, fmt.Sprintf("%d of %d sessions were sealed by it and have ended: these people are signed out.", n.Sealed, n.All))
+	}
+	if n.Unread > 0 {
+		said = append(said, fmt.Sprintf("%d of %d sessions were sealed by another version of coatcheck, perhaps by this key: this version can't tell.", n.Unread, n.All))
+	}
+	return cmp.Or(strings.Join(said, " "), "No session was sealed by it.")
+}
+
+// sealed counts the sessions that the key has sealed, and ends them with --yes. Without an
+// error no node seals with the key.
+func (c keyRetireCmd) sealed(ctx context.Context, con console, o *operator, where string) (session.SealedCount, error) {
 	o.ring.Promote(time.Now(), nil)
 	members := newMembers(o.ring, o.store, slog.New(slog.DiscardHandler))
 	began := time.Now()
@@ -150,30 +163,33 @@ func (c keyRetireCmd) sealed(ctx context.Context, con console, o *operator, wher
 	if c.Yes {
 		walk = sessions.EndSealedBy
 	}
-	return c.passes(where, await, func() (int, int, error) { return walk(ctx, o.store, c.Key) })
+	return c.passes(where, await, func() (session.SealedCount, error) { return walk(ctx, o.store, c.Key) })
 }
 
 // passes looks at the nodes and then at the sessions, with --yes until there are none to end:
 // a node that starts meanwhile may have sealed more for a moment.
-func (c keyRetireCmd) passes(where string, await func() error, walk func() (sealed, all int, err error)) (sealed, all int, err error) {
+func (c keyRetireCmd) passes(where string, await func() error, walk func() (session.SealedCount, error)) (session.SealedCount, error) {
+	ended := 0
 	for range maxPasses {
 		if err := await(); err != nil {
-			if sealed > 0 {
-				err = fmt.Errorf("%w\n%d sessions that it had sealed have ended already", err, sealed)
+			if ended > 0 {
+				err = fmt.Errorf("%w\n%d sessions that it had sealed have ended already", err, ended)
 			}
-			return sealed, all, err
+			return session.SealedCount{}, err
 		}
-		n, of, err := walk()
-		all = sealed + of
-		sealed += n
+		n, err := walk()
+		last := n.Sealed == 0 || !c.Yes
+		n.Sealed += ended
+		n.All += ended
 		switch {
 		case err != nil && c.Yes:
-			return sealed, all, fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. Some of the others may be answered with 503 until the same command is run again, which ends them: %w", where, sealed, c.Key, err)
-		case err != nil || n == 0 || !c.Yes:
-			return sealed, all, err
+			return n, fmt.Errorf("%s was left as it is, and %d of the sessions that %s had sealed have ended. Some of the others may be answered with 503 until the same command is run again, which ends them: %w", where, n.Sealed, c.Key, err)
+		case err != nil || last:
+			return n, err
 		}
+		ended = n.Sealed
 	}
-	return sealed, all, fmt.Errorf("%s was left as it is: %d sessions that %s had sealed have ended, and there are ever more of them. Look for a node that seals with it and is not listed, and try again", where, sealed, c.Key)
+	return session.SealedCount{}, fmt.Errorf("%s was left as it is: %d sessions that %s had sealed have ended, and there are ever more of them. Look for a node that seals with it and is not listed, and try again", where, ended, c.Key)
 }
 
 // inUse says what to do while a node has the store for itself.

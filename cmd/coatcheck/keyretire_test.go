@@ -301,6 +301,35 @@ func TestRetireEndsSessions(t *testing.T) {
 	}
 }
 
+// What another version has sealed is no session that the key has not sealed.
+func TestRetireSaysWhatItCantRead(t *testing.T) {
+	e := newEstate(t)
+	o, err := operate(t.Context(), e.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for handle, err := range o.store.Keys(t.Context(), newJar(o.cfg).Session()+"-") {
+		rec, getErr := o.store.Get(t.Context(), handle)
+		if err = errors.Join(err, getErr); err == nil {
+			err = o.store.Replace(t.Context(), handle, rec.Revision, append([]byte{0xee}, rec.Value...), time.Hour)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const unread = "2 of 2 sessions were sealed by another version of coatcheck"
+	said := e.retire(exitFailed, "--config", e.config)
+	e.wantSaid(said, "keys.json was left as it is. "+unread)
+	e.wantSaid(said, "with --yes the key is retired all the same")
+	said = e.retire(exitOK, "--config", e.config, "--yes")
+	e.wantSaid(said, "Retired the key "+e.old)
+	e.wantSaid(said, unread)
+	e.wantSaid(e.retire(exitOK, "--config", e.config), unread)
+}
+
 // A key that was taken out of the file without the store leaves sessions, which are ended when
 // there is one.
 func TestRetireEndsWhatWasLeft(t *testing.T) {
@@ -523,33 +552,33 @@ func TestRetireWaitsForOneThatStarts(t *testing.T) {
 // With --yes it looks again, at the nodes first, until no session was left to end.
 func TestRetirePasses(t *testing.T) {
 	for name, test := range map[string]struct {
-		yes         bool
-		ends        []int
-		looks       int
-		sealed, all int
-		want        string
+		yes    bool
+		ends   []int
+		looks  int
+		sealed session.SealedCount
+		want   string
 	}{
-		"asked":     {false, []int{2}, 1, 2, 10, ""},
-		"none":      {true, []int{0}, 1, 0, 10, ""},
-		"some":      {true, []int{2, 1, 0}, 3, 3, 10, ""},
-		"failed":    {true, []int{2, -1}, 2, 3, 10, "3 of the sessions that k had sealed have ended. Some of the others may be answered with 503 until the same command is run again"},
-		"ever more": {true, []int{1, 1, 1, 1, 1}, 5, 5, 10, "ever more of them"},
+		"asked":     {false, []int{2}, 1, session.SealedCount{Sealed: 2, All: 10}, ""},
+		"none":      {true, []int{0}, 1, session.SealedCount{All: 10}, ""},
+		"some":      {true, []int{2, 1, 0}, 3, session.SealedCount{Sealed: 3, All: 10}, ""},
+		"failed":    {true, []int{2, -1}, 2, session.SealedCount{Sealed: 3, All: 10}, "3 of the sessions that k had sealed have ended. Some of the others may be answered with 503 until the same command is run again"},
+		"ever more": {true, []int{1, 1, 1, 1, 1}, 5, session.SealedCount{}, "5 sessions that k had sealed have ended, and there are ever more of them"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			awaits, looks, left := 0, 0, 10
-			sealed, all, err := keyRetireCmd{Key: "k", Yes: test.yes}.passes("keys.json",
+			sealed, err := keyRetireCmd{Key: "k", Yes: test.yes}.passes("keys.json",
 				func() error { awaits++; return nil },
-				func() (int, int, error) {
+				func() (session.SealedCount, error) {
 					n, of := test.ends[looks], left
 					looks++
 					if n < 0 {
-						return 1, of, errors.New("the store is down")
+						return session.SealedCount{Sealed: 1, All: of}, errors.New("the store is down")
 					}
 					left -= n
-					return n, of, nil
+					return session.SealedCount{Sealed: n, All: of}, nil
 				})
-			if sealed != test.sealed || all != test.all || looks != test.looks || awaits != looks {
-				t.Errorf("%d of %d, after %d looks at the nodes and %d at the sessions", sealed, all, awaits, looks)
+			if sealed != test.sealed || looks != test.looks || awaits != looks {
+				t.Errorf("%+v, after %d looks at the nodes and %d at the sessions", sealed, awaits, looks)
 			}
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%v, want %q", err, test.want)
