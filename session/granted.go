@@ -32,3 +32,12 @@ func (m *Manager) RevokeGranted(ctx context.Context) (left int, err error) {
 		}
 	}
 }
+
+// FinishLeft tries once more to strike off the list what has ended and could not be marked as
+// ending, and returns how many sessions are left: nobody can use them, but they may keep their
+// places, and nobody was told of their ends. As RevokeGranted, before which it is called, it is
+// for whoever does not call Run.
+func (m *Manager) FinishLeft(ctx context.Context) (left int) {
+	m.finishLeft(ctx)
+	return m.upkeep.waiting()
+}

@@ -108,10 +108,14 @@ func TestEndInAFullStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wantInvalid(value)
-	r.finishLeft(t.Context())
+	if left := r.FinishLeft(t.Context()); left != 1 {
+		t.Errorf("%d are left, want 1", left)
+	}
 	events.want(t)
 	r.Manager.Registry = r.memory
-	r.finishLeft(t.Context())
+	if left := r.FinishLeft(t.Context()); left != 0 {
+		t.Errorf("%d are left", left)
+	}
 	r.wantKept()
 	events.want(t, "session.ended alice signed_out")
 

@@ -14,6 +14,7 @@ import (
 	"github.com/coatcheck/coatcheck/config"
 	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/session"
+	"github.com/coatcheck/coatcheck/store"
 	"github.com/coatcheck/coatcheck/store/sqlite"
 )
 
@@ -158,12 +159,21 @@ func (c keyRetireCmd) sealed(ctx context.Context, con console, o *operator, wher
 		}
 		return c.awaitNodes(ctx, con, members, began, o.ring.Current(), where)
 	}
-	sessions := o.sessions(operatorNode(o.cfg.Node), nil)
-	walk := sessions.SealedBy
-	if c.Yes {
-		walk = sessions.EndSealedBy
+	return c.passes(where, await, func() (session.SealedCount, error) {
+		return c.walk(ctx, con, o.sessions(operatorNode(o.cfg.Node), nil), o.store)
+	})
+}
+
+// walk counts the sessions once, or ends them.
+func (c keyRetireCmd) walk(ctx context.Context, con console, sessions *session.Manager, records store.Lister) (session.SealedCount, error) {
+	if !c.Yes {
+		return sessions.SealedBy(ctx, records, c.Key)
 	}
-	return c.passes(where, await, func() (session.SealedCount, error) { return walk(ctx, o.store, c.Key) })
+	n, err := sessions.EndSealedBy(ctx, records, c.Key)
+	if left := sessions.FinishLeft(ctx); left > 0 {
+		fmt.Fprintf(con.err, "note: %d sessions have ended, but the store still lists them: they keep their places until they would have ended by themselves, or until coatcheck session end ends them\n", left)
+	}
+	return n, err
 }
 
 // passes looks at the nodes and then at the sessions, with --yes until there are none to end:

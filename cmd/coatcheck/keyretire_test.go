@@ -18,6 +18,7 @@ import (
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/cluster"
+	"github.com/coatcheck/coatcheck/cookie"
 	"github.com/coatcheck/coatcheck/internal/testenv"
 	"github.com/coatcheck/coatcheck/seal"
 	"github.com/coatcheck/coatcheck/session"
@@ -547,6 +548,33 @@ func TestRetireWaitsForOneThatStarts(t *testing.T) {
 			t.Errorf("%v, after %v", err, took)
 		}
 	})
+}
+
+// Entries that could not be marked as ending are marked before the command ends, or told of.
+func TestRetireFinishesWhatIsLeft(t *testing.T) {
+	for refused, want := range map[int64]string{1: "", 2: "note: 1 sessions have ended, but the store still lists them"} {
+		f := newFleet(t, true)
+		old, err := seal.ParseRing(f.ring.Marshal()) // its oldest key seals
+		if err != nil {
+			t.Fatal(err)
+		}
+		unsteady := &unsteadyStore{Backend: f.kept}
+		unsteady.refused.Store(refused)
+		sessions := session.New(session.Options{
+			Store: unsteady, Registry: unsteady, Ring: old, Jar: cookie.New("coatcheck", "", true),
+			Tenant: tenant, Idle: time.Hour, Absolute: time.Hour,
+		})
+		if err := (&estate{t: t}).signIn(sessions); err != nil {
+			t.Fatal(err)
+		}
+		for handle := range f.kept.Keys(t.Context(), "coatcheck-") {
+			unsteady.unmarked = handle
+		}
+		n, err := f.cmd.walk(t.Context(), console{&f.said, &f.said}, sessions, f.kept)
+		if n.Sealed != 1 || err != nil || !strings.HasPrefix(f.said.String(), want) || (want == "") != (f.said.Len() == 0) {
+			t.Errorf("%+v, %v; it says %q", n, err, f.said.String())
+		}
+	}
 }
 
 // With --yes it looks again, at the nodes first, until no session was left to end.

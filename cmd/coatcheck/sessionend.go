@@ -111,6 +111,7 @@ type ending struct {
 	ended   int // by this command
 	already int // were being ended, and are certainly over now
 	failed  int
+	left    int // have ended, and are still listed
 }
 
 // all ends the sessions that match q, each on its own. An error says that the list of them
@@ -130,11 +131,11 @@ func (e *ending) all(ctx context.Context, q session.Query) (err error) {
 		group.Go(func() error { e.one(ctx, found); return nil })
 		if len(e.seen)%endBatch == 0 {
 			_ = group.Wait()
-			e.revoke(ctx)
+			e.settle(ctx)
 		}
 	}
 	_ = group.Wait()
-	e.revoke(ctx)
+	e.settle(ctx)
 	return err
 }
 
@@ -153,21 +154,26 @@ func (e *ending) one(ctx context.Context, found session.Entry) {
 	}
 }
 
-// revoke revokes at the provider what the sessions were granted, as far as that is known.
-func (e *ending) revoke(ctx context.Context) {
+// settle finishes what could not be marked as ending, and revokes at the provider what the
+// sessions were granted, as far as that is known.
+func (e *ending) settle(ctx context.Context) {
+	e.left = e.sessions.FinishLeft(ctx)
 	if left, err := e.sessions.RevokeGranted(ctx); err != nil {
 		fmt.Fprintf(e.con.err, "note: %d refresh tokens could not be revoked at the provider, and are left to expire: %v\n", left, err)
 	}
 }
 
-// report says what is certain. findErr is why the list of sessions is not complete.
-func (e *ending) report(findErr error) error {
+// report says what is certain. err is why the list of sessions is not complete.
+func (e *ending) report(err error) error {
 	fmt.Fprintf(e.con.out, "sessions ended: %d\n", e.ended)
 	if e.already > 0 {
 		fmt.Fprintf(e.con.out, "sessions that were ending already: %d\n", e.already)
 	}
 	if e.failed > 0 {
-		return errors.Join(findErr, fmt.Errorf("%d sessions may not have ended: run it again", e.failed))
+		err = errors.Join(err, fmt.Errorf("%d sessions may not have ended: run it again", e.failed))
 	}
-	return findErr
+	if e.left > 0 {
+		err = errors.Join(err, fmt.Errorf("%d sessions can't be used any more, but the store still lists them: run it again", e.left))
+	}
+	return err
 }

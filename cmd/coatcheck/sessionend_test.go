@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,19 +24,28 @@ var errAway = errors.New("the store is away")
 // An unsteadyStore is a store that fails here and there.
 type unsteadyStore struct {
 	store.Backend
-	stuck  string // this record is not deleted
-	breaks bool   // the list ends with an error
+	stuck    string       // this record is not deleted
+	breaks   bool         // the list ends with an error
+	unmarked string       // the entry of this record is not marked as ending,
+	refused  atomic.Int64 // so often
 }
 
-func (u unsteadyStore) Delete(ctx context.Context, key string) error {
+func (u *unsteadyStore) Delete(ctx context.Context, key string) error {
 	if key == u.stuck {
 		return errAway
 	}
 	return u.Backend.Delete(ctx, key)
 }
 
+func (u *unsteadyStore) End(ctx context.Context, e store.Entry, reason string) (store.Entry, error) {
+	if e.Record == u.unmarked && u.refused.Add(-1) >= 0 {
+		return store.Entry{}, errAway
+	}
+	return u.Backend.End(ctx, e, reason)
+}
+
 // Find yields each entry twice.
-func (u unsteadyStore) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
+func (u *unsteadyStore) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
 	return func(yield func(store.Entry, error) bool) {
 		for e, err := range u.Backend.Find(ctx, q) {
 			for range 2 {
@@ -55,6 +65,7 @@ func TestEndingThatIsNotCertain(t *testing.T) {
 	for name, tc := range map[string]struct {
 		stuck           string
 		breaks          bool
+		refused         int64
 		out, said, fail string
 	}{
 		"all is well": {out: "sessions ended: 2\nsessions that were ending already: 1\n"},
@@ -63,6 +74,15 @@ func TestEndingThatIsNotCertain(t *testing.T) {
 			out:   "sessions ended: 1\nsessions that were ending already: 1\n",
 			said:  "session " + string(coatcheck.MakeRef("record-1")) + " may not have ended: the store is away\n",
 			fail:  "1 sessions may not have ended: run it again",
+		},
+		"an entry is marked later": {
+			refused: 1,
+			out:     "sessions ended: 2\nsessions that were ending already: 1\n",
+		},
+		"an entry is not marked": {
+			refused: 2,
+			out:     "sessions ended: 2\nsessions that were ending already: 1\n",
+			fail:    "1 sessions can't be used any more, but the store still lists them: run it again",
 		},
 		"the list breaks off": {
 			breaks: true,
@@ -86,7 +106,8 @@ func TestEndingThatIsNotCertain(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			unsteady := unsteadyStore{kept, tc.stuck, tc.breaks}
+			unsteady := &unsteadyStore{Backend: kept, stuck: tc.stuck, breaks: tc.breaks, unmarked: "record-1"}
+			unsteady.refused.Store(tc.refused)
 			var out, said bytes.Buffer
 			e := ending{con: console{&out, &said}, seen: map[coatcheck.Ref]bool{}, sessions: session.New(session.Options{
 				Store: unsteady, Registry: unsteady, Ring: ring, Jar: cookie.New("coatcheck", "", true),
@@ -99,6 +120,13 @@ func TestEndingThatIsNotCertain(t *testing.T) {
 			}
 			if failed != tc.fail {
 				t.Errorf("fails with %q, want %q", failed, tc.fail)
+			}
+			listed := 0
+			for range kept.Find(t.Context(), store.Query{Tenant: hex.EncodeToString(sum[:16])}) {
+				listed++
+			}
+			if certain := tc.stuck == "" && tc.refused < 2; certain != (listed == 0) {
+				t.Errorf("%d are listed still", listed)
 			}
 			if out.String() != tc.out || said.String() != tc.said {
 				t.Errorf("says %q and %q, want %q and %q", &out, &said, tc.out, tc.said)
