@@ -10,8 +10,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
