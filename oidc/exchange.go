@@ -84,6 +84,8 @@ func (p *RelyingParty) requestTokens(ctx context.Context, m *metadata, form url.
 		err = errors.New("the token endpoint's answer is not what RFC 6749 §5.1 asks for")
 	case answer.AccessToken == "":
 		err = errors.New("the token endpoint's answer has no access_token")
+	case max(len(answer.AccessToken), len(answer.RefreshToken)) > maxToken:
+		err = fmt.Errorf("the access token or the refresh token is over %d bytes", maxToken)
 	case !strings.EqualFold(answer.TokenType, "Bearer"): // OpenID Connect Core 1.0 §3.1.3.3
 		err = fmt.Errorf("the access token's type is %s, not Bearer", quote(answer.TokenType))
 	}

@@ -113,6 +113,27 @@ func TestAnswerSize(t *testing.T) {
 	}
 }
 
+// A-C9: tokens with which a session would find no room in a store begin none.
+func TestTokenSize(t *testing.T) {
+	for _, name := range []string{"access_token", "refresh_token"} {
+		for size, code := range map[int]coatcheck.Code{maxToken: "", maxToken + 1: coatcheck.CodeProviderFailed} {
+			i, p, _ := newPair(t, nil)
+			i.set(func() { i.answer = map[string]any{name: strings.Repeat("x", size)} })
+			_, err := newBrowser(t).signIn(i, p, "/")
+			if code == "" {
+				if err != nil && strings.Contains(err.Error(), "bytes") {
+					t.Errorf("%s of %d bytes: %v", name, size, err)
+				}
+				continue
+			}
+			wantCode(t, err, code)
+			if !strings.Contains(err.Error(), "over 65536 bytes") {
+				t.Errorf("the error does not say why: %v", err)
+			}
+		}
+	}
+}
+
 // How the client authenticates is decided before the secret is sent, and it is sent
 // once.
 func TestClientAuthentication(t *testing.T) {

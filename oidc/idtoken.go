@@ -19,7 +19,7 @@ import (
 const (
 	// skew is how far the provider's clock and ours may be apart, inclusive.
 	skew       = 60 * time.Second
-	maxToken   = 64 << 10 // bytes of a signed token
+	maxToken   = 64 << 10 // bytes of a token; a session with the largest has room in a store
 	maxSubject = 255      // OpenID Connect Core 1.0 §2
 )
 
