@@ -70,7 +70,7 @@ func (m *Manager) Audit(ctx context.Context, kept store.Lister, pause time.Durat
 		a.Records++
 		ref := coatcheck.MakeRef(key)
 		if e, err := m.listedAs(ctx, ref); err != nil {
-			return a, err
+			return a, fmt.Errorf("session: audit: %w", err)
 		} else if e == nil {
 			suspects[ref] = Finding{Ref: ref, record: key}
 		}
@@ -122,8 +122,10 @@ func (m *Manager) Repair(ctx context.Context, f Finding) error {
 	if f.Entry != nil {
 		return m.endListed(ctx, f.Entry.listed, coatcheck.ReasonLost, nil)
 	}
-	if e, err := m.listedAs(ctx, f.Ref); err != nil || e != nil {
-		return err // it is listed by now
+	if e, err := m.listedAs(ctx, f.Ref); err != nil {
+		return fmt.Errorf("session: repair: %w", err)
+	} else if e != nil {
+		return nil // it is listed by now
 	}
 	if err := m.Store.Delete(ctx, f.record); err != nil {
 		return fmt.Errorf("session: repair: %w", err)
@@ -148,7 +150,7 @@ func (m *Manager) hasRecord(ctx context.Context, key string) (bool, error) {
 func (m *Manager) listedAs(ctx context.Context, ref coatcheck.Ref) (*Entry, error) {
 	for e, err := range m.Find(ctx, Query{Ref: ref}) {
 		if err != nil && !errors.Is(err, ErrUndescribed) {
-			return nil, fmt.Errorf("session: audit: %w", err)
+			return nil, err
 		}
 		return &e, nil
 	}

@@ -351,18 +351,33 @@ func (m *Manager) failed(outcome coatcheck.Outcome, again bool) func(*coatcheck.
 	}
 }
 
-// keep writes down the new tokens. If the session has ended meanwhile nobody can use them
-// any more, and the provider is told so.
+// keep writes down the new tokens. If the session has ended meanwhile, or is ending, nobody can
+// use them any more, and the provider is told so; but not where a new session has replaced it
+// and may stand on the same grant (see granted).
 func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attemptID string, next *coatcheck.Session) (*Live, error) {
 	live, err := m.settle(ctx, t, before, attemptID, func(s *coatcheck.Session) {
 		s.Tokens, s.Identity = next.Tokens, next.Identity
 		m.planRenewal(s)
 	})
 	m.renewal.refreshes.passed()
-	if errors.Is(err, ErrInvalid) {
+	ended := errors.Is(err, ErrInvalid) || err == nil && m.isEnding(ctx, t)
+	if ended && (next.ProviderSID != "" || m.readTombstone(ctx, t) != coatcheck.ReasonReplaced) {
 		m.revokeLater(m.grantOf(&Live{Session: next, Ref: before.Ref}))
 	}
 	return live, err
+}
+
+// isEnding tells whether somebody is ending a session whose record was just written, or has
+// ended it since. Whoever does marks the entry, looks at the record for what is to be revoked,
+// deletes it and removes the entry, in this order: so either they see what was written, or
+// this sees that they are about it.
+func (m *Manager) isEnding(ctx context.Context, t ticket) bool {
+	e, err := m.listedAs(ctx, coatcheck.MakeRef(t.handle))
+	if err != nil || e != nil {
+		return err == nil && e.Ending != ""
+	}
+	_, err = m.read(ctx, t)
+	return errors.Is(err, ErrInvalid)
 }
 
 // settle writes down what became of an attempt. It goes on until the store takes it: what is

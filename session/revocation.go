@@ -69,8 +69,8 @@ func (m *Manager) granted(ctx context.Context, listed store.Entry, reason coatch
 	if live.Tokens == (coatcheck.Tokens{}) {
 		return grant{}
 	}
-	// What the request holds may have been refreshed since. A refresh that comes between this
-	// and the deletion of the record is missed.
+	// What the request holds may have been refreshed since. What a refresh brings between this
+	// and the deletion of the record is revoked by that refresh: see keep.
 	if now, err := m.read(ctx, h.ticket); err == nil {
 		live = now
 	}
