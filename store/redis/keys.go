@@ -2,8 +2,10 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"strings"
+	"sync"
 
 	"github.com/redis/rueidis"
 )
@@ -31,23 +33,61 @@ func (s *Store) Keys(ctx context.Context, prefix string) iter.Seq2[string, error
 }
 
 // scan calls page with the names of the database's keys that begin with prefix, a page at a
-// time, until that returns false. A replica has the keys of its primary, if not the last ones.
+// time, until that returns false. It fails unless all slots of a cluster stayed where they are:
+// some keys would be missing without a word.
 func (s *Store) scan(ctx context.Context, prefix string, page func(names []string) (more bool, err error)) error {
+	client := s.redis()
+	before, err := s.settledSlots(ctx, client)
+	if err != nil {
+		return err
+	}
+	if more, err := s.scanNodes(ctx, client, prefix, page); err != nil || !more {
+		return err
+	}
+	after, err := s.settledSlots(ctx, client)
+	if err == nil && after != before {
+		err = errMoving
+	}
+	return err
+}
+
+var errMoving = errors.New("slots of the cluster move: try again when they have")
+
+// settledSlots returns what changes when slots of a cluster do, or who serves them. It fails
+// while some move, or are served by nobody.
+func (s *Store) settledSlots(ctx context.Context, client rueidis.Client) (string, error) {
+	if client.Mode() != rueidis.ClientModeCluster {
+		return "", nil
+	}
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	primaries, _, err := hearCluster(ctx, client, &asked)
+	if err == nil && strings.Contains(primaries, "->-") {
+		err = errMoving
+	}
+	return primaries, err
+}
+
+// scanNodes is scan for the nodes that are known. A replica has the keys of its primary, if
+// not the last ones.
+func (s *Store) scanNodes(ctx context.Context, client rueidis.Client, prefix string, page func(names []string) (more bool, err error)) (more bool, err error) {
 	primaries := 0
-	for _, node := range s.redis().Nodes() {
+	for _, node := range client.Nodes() {
 		if err := hearPrimary(ctx, node); err == errReplica {
 			continue
 		} else if err != nil {
-			return err
+			return false, err
 		}
 		primaries++
 		for cursor := uint64(0); ; {
 			scanned, err := s.scanPage(ctx, node, cursor, prefix)
 			if err != nil {
-				return err
+				return false, err
 			}
 			if more, err := page(scanned.Elements); err != nil || !more {
-				return err
+				return false, err
 			}
 			if cursor = scanned.Cursor; cursor == 0 {
 				break
@@ -55,9 +95,9 @@ func (s *Store) scan(ctx context.Context, prefix string, page func(names []strin
 		}
 	}
 	if primaries == 0 {
-		return errReplica // or what is there would be taken for nothing
+		return false, errReplica // or what is there would be taken for nothing
 	}
-	return nil
+	return true, nil
 }
 
 func (s *Store) scanPage(ctx context.Context, node rueidis.Client, cursor uint64, prefix string) (rueidis.ScanEntry, error) {
