@@ -16,7 +16,8 @@ const (
 	// refreshLease is for how long a node that has died keeps the others from a session's
 	// refresh token. One that lives renews it.
 	refreshLease = 10 * time.Second
-	// refreshLimit bounds an attempt up to the provider's answer; see saveLimit.
+	// refreshLimit bounds an attempt up to the provider's answer, and what comes after that has
+	// been written down; see saveLimit.
 	refreshLimit = 2 * time.Minute
 	// saveLimit is for how long a node tries to write down what the provider has said. What
 	// it gives up then is lost.
@@ -360,24 +361,29 @@ func (m *Manager) keep(ctx context.Context, t ticket, before *Live, attemptID st
 		m.planRenewal(s)
 	})
 	m.renewal.refreshes.passed()
-	ended := errors.Is(err, ErrInvalid) || err == nil && m.isEnding(ctx, t)
-	if ended && (next.ProviderSID != "" || m.readTombstone(ctx, t) != coatcheck.ReasonReplaced) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refreshLimit) // settle may have outlived it
+	defer cancel()
+	reason, ending := m.ending(ctx, t)
+	if (ending || errors.Is(err, ErrInvalid)) && (next.ProviderSID != "" || reason != coatcheck.ReasonReplaced) {
 		m.revokeLater(m.grantOf(&Live{Session: next, Ref: before.Ref}))
 	}
 	return live, err
 }
 
-// isEnding tells whether somebody is ending a session whose record was just written, or has
-// ended it since. Whoever does marks the entry, looks at the record for what is to be revoked,
-// deletes it and removes the entry, in this order: so either they see what was written, or
-// this sees that they are about it.
-func (m *Manager) isEnding(ctx context.Context, t ticket) bool {
+// ending tells whether somebody is ending a session whose record was just written, or has
+// ended it since, and why, as far as that is known. Whoever does marks the entry, looks at the
+// record for what is to be revoked, deletes it and removes the entry, in this order: so either
+// they see what was written, or this sees that they are about it.
+func (m *Manager) ending(ctx context.Context, t ticket) (reason coatcheck.Reason, ending bool) {
 	e, err := m.listedAs(ctx, coatcheck.MakeRef(t.handle))
-	if err != nil || e != nil {
-		return err == nil && e.Ending != ""
+	switch {
+	case err != nil:
+		return "", false
+	case e != nil:
+		return e.Ending, e.Ending != ""
 	}
 	_, err = m.read(ctx, t)
-	return errors.Is(err, ErrInvalid)
+	return m.readTombstone(ctx, t), errors.Is(err, ErrInvalid)
 }
 
 // settle writes down what became of an attempt. It goes on until the store takes it: what is
