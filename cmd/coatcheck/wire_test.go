@@ -206,16 +206,16 @@ func eachLeaf(path string, v reflect.Value, visit func(path string, v reflect.Va
 	}
 }
 
-// TestOpenStoreRedis: however Redis is reached, the rights that docs/operations.md names are
+// TestOpenStoreRedis: however Redis is reached, the rights that docs/stores.md names are
 // enough for a user who sees nothing outside the prefix, and nothing is missed.
 func TestOpenStoreRedis(t *testing.T) {
-	docs, err := os.ReadFile("../../docs/operations.md")
+	docs, err := os.ReadFile("../../docs/stores.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	rights := regexp.MustCompile("`(\\+@read [^`]*)`").FindSubmatch(docs)
+	rights := regexp.MustCompile(`(?m)^user coatcheck .* ~coatcheck:\* (.*)$`).FindSubmatch(docs)
 	if rights == nil {
-		t.Fatal("docs/operations.md does not say what a Redis user needs")
+		t.Fatal("docs/stores.md does not say what a Redis user needs")
 	}
 	user := testenv.RedisOptions{Config: []string{"user app on >of-the-test ~app:* " + string(rights[1])}}
 	for name, start := range map[string]func(t *testing.T) config.Redis{
