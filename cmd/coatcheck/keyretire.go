@@ -208,7 +208,7 @@ func (c keyRetireCmd) inUse(cfg *config.Config, retired bool) error {
 	if retired {
 		return fmt.Errorf("%s is retired already; %sStop it to end those that the key has sealed and that nobody has used since", c.Key, why)
 	}
-	return fmt.Errorf("%sStop it for that or, if the new key has sealed for as long as session.idle_timeout: coatcheck key retire %s %s --yes", why, c.Key, cfg.Keys.File)
+	return fmt.Errorf("%sStop it for that or, if the new key has sealed for as long as session.idle_timeout: coatcheck key retire %s %s --yes", why, c.Key, cmp.Or(cfg.Keys.File, "FILE"))
 }
 
 func (c keyRetireCmd) isRetired(ring *seal.Ring) bool {

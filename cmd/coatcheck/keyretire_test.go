@@ -54,8 +54,10 @@ func newEstateOf(t *testing.T, text string) *estate {
 	t.Helper()
 	dir := t.TempDir()
 	e := &estate{t: t, config: filepath.Join(dir, "coatcheck.yaml"), keys: filepath.Join(dir, "keys.json")}
-	if err := os.WriteFile(e.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	for file, content := range map[string]string{e.config: text, filepath.Join(dir, "coatcheck.db"): ""} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ring := seal.NewRing()
 	writeRing(t, e.keys, ring)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/coatcheck/coatcheck/audit"
 	"github.com/coatcheck/coatcheck/cluster"
@@ -34,12 +35,17 @@ func operate(ctx context.Context, file string) (*operator, error) {
 	if err != nil {
 		return nil, err
 	}
+	const none = "there are no sessions yet: no node has run, for its first start makes the %s %s"
 	ring, err := readRing(cfg.Keys)
 	switch {
 	case errors.Is(err, seal.ErrNoFile) && singleNode(cfg):
-		return nil, fmt.Errorf("there are no sessions yet: no node has run, for its first start makes the key ring %s", cfg.Keys.File)
+		return nil, fmt.Errorf(none, "key ring", cfg.Keys.File)
 	case err != nil:
 		return nil, err
+	}
+	// A database that was made here might be one that the node may not open.
+	if _, err := os.Stat(cfg.Store.SQLite.File); singleNode(cfg) && errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf(none, "database", cfg.Store.SQLite.File)
 	}
 	driver, err := newDriver(cfg.Store, slog.New(slog.DiscardHandler))
 	if err != nil {
