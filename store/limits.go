@@ -79,8 +79,12 @@ func GiveWay(counted []Entry, app string, limits Limits) ([]string, error) {
 			victims = append(victims, e.ID)
 		}
 	}
+	chosen := len(victims)
 	for _, e := range counted {
-		if len(victims) < overUser && !slices.Contains(victims, e.ID) {
+		switch {
+		case chosen > 0 && e.App == app:
+			chosen-- // above
+		case len(victims) < overUser:
 			victims = append(victims, e.ID)
 		}
 	}
