@@ -49,6 +49,7 @@ type description struct {
 	Node      string `cbor:"9,keyasint,omitempty"`
 	Deadline  int64  `cbor:"10,keyasint"`
 	Verifier  []byte `cbor:"11,keyasint"`
+	Created   int64  `cbor:"12,keyasint,omitempty"` // the registry says when it was listed, perhaps again
 }
 
 const (
@@ -73,6 +74,7 @@ func (m *Manager) listing(s *coatcheck.Session, handle string, verifier []byte) 
 		Node:      s.Origin.Node,
 		Deadline:  millis(s.Deadline),
 		Verifier:  verifier,
+		Created:   millis(s.Created),
 	}
 	if len(d.SID) > maxSID {
 		d.SID = ""
@@ -118,6 +120,9 @@ func (m *Manager) describe(listed store.Entry) (Entry, error) {
 	e.Origin = coatcheck.Origin{App: d.App, IP: d.IP, UserAgent: d.UserAgent, Node: d.Node}
 	e.Deadline = fromMillis(d.Deadline)
 	e.verifier = d.Verifier
+	if d.Created != 0 {
+		e.Started = fromMillis(d.Created)
+	}
 	return e, nil
 }
 

@@ -82,7 +82,10 @@ func (m *Manager) backChannelLogout(ctx context.Context, l Logout) (ended int, e
 		q.User = m.userName(l.Issuer, l.Subject)
 		wall = userBarrier(q.User)
 		if again { // who has signed in since then has done so after the logout, or met the barrier
-			spared = func(e store.Entry) bool { return e.Started.After(at.Add(clockError)) }
+			spared = func(listed store.Entry) bool {
+				e, _ := m.describe(listed)
+				return e.Started.After(at.Add(clockError))
+			}
 		}
 	}
 	if err := m.raise(ctx, wall, at); err != nil {

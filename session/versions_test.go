@@ -106,7 +106,7 @@ func TestGoldenStored(t *testing.T) {
 
 		// What this version calls things is what the other called them.
 		entry := r.listing(live.Session, live.handle, live.verifier)
-		golden.Check(t, file, kept.Entry, entry, nil)
+		golden.Check(t, file, kept.Entry, entry, nil, cmpopts.IgnoreFields(store.Entry{}, "Data")) // which has grown
 		golden.Check(t, file, kept.TombstoneKey, r.tombstoneKey(live.handle), nil)
 		golden.Check(t, file, kept.SIDBarrier, sidBarrier(entry.SID), nil)
 		golden.Check(t, file, kept.UserBarrier, userBarrier(entry.User), nil)
@@ -148,6 +148,23 @@ func TestGoldenStored(t *testing.T) {
 	}
 	reason := r.Ended(t.Context(), http.Header{"Cookie": {kept.Cookie}})
 	golden.Check(t, file, "revoked", string(reason), nil)
+}
+
+// A description says when its session began.
+func TestGoldenDescription(t *testing.T) {
+	const file = "description-1-created.hex"
+	r, kept, s := goldenRig(t), goldenStored(t).Entry, goldenWhole()
+	verifier := []byte("the verifier of a golden session")
+	kept.Data = r.listing(s, kept.Record, verifier).Data
+	golden.Written(t, file, kept.Data, nil)
+	kept.Data = golden.Read(t, file)
+	e, err := r.describe(kept)
+	golden.Check(t, file, Entry{
+		Ref: coatcheck.MakeRef(kept.Record), Tenant: "default", Provider: s.Provider,
+		Issuer: s.Identity.Issuer, Subject: s.Identity.Subject, SID: s.ProviderSID,
+		State: s.State, Origin: s.Origin, Started: s.Created, Deadline: s.Deadline,
+	}, e, err, cmpopts.IgnoreUnexported(Entry{}), cmpopts.IgnoreFields(Entry{}, "Expires"))
+	golden.Check(t, file, verifier, e.verifier, nil)
 }
 
 func TestGoldenLogouts(t *testing.T) {
