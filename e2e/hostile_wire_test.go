@@ -238,6 +238,16 @@ func hostileAdmin(t *testing.T, s *site) {
 			}
 		}
 	})
+	t.Run("A-M5", func(t *testing.T) {
+		addr := strings.TrimPrefix(s.admin, "http://")
+		_, port, _ := net.SplitHostPort(addr)
+		for host, status := range map[string]string{addr: "200", "localhost:" + port: "200", "evil.com:" + port: "403", "evil.com": "403", s.host: "403"} {
+			answer := testenv.Send(t, addr, "GET /metrics HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+			if !strings.HasPrefix(answer, "HTTP/1.1 "+status+" ") || strings.Contains(answer, "coatcheck_") != (status == "200") {
+				t.Errorf("Host: %s: %.200q", host, answer)
+			}
+		}
+	})
 	t.Run("A-M6", func(t *testing.T) {
 		for _, target := range []string{"/metrics", "/debug/pprof/", "/debug/pprof/heap", "/debug/vars"} {
 			s.denied(t, s.get(t, target), true)

@@ -88,7 +88,7 @@ func (n *node) run(ctx context.Context, public net.Listener) (err error) {
 		if err != nil {
 			return errors.Join(fmt.Errorf("admin.listen: %w", err), public.Close())
 		}
-		servers = append(servers, n.server(admin.New(n.counts.Handler())))
+		servers = append(servers, n.server(admin.New(n.counts.Handler(), l.Addr())))
 		listeners = append(listeners, l)
 		n.logger.Info("serving metrics", "address", l.Addr().String())
 	}
