@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -46,6 +47,33 @@ func hostileCookies(t *testing.T, s *site) {
 			strings.Replace(valid, ".", "..", 1), strings.Repeat("A", 8000), valid + "=", strings.ReplaceAll(valid, ".", "%2e"),
 		} {
 			flip(value)
+		}
+	})
+	t.Run("A-C2", func(t *testing.T) {
+		// A session that is stored has one cookie, and nothing is ever read from parts.
+		bob := s.signIn(t, "bob").value(s.cookie)
+		part := func(n int, value string) string { return fmt.Sprintf("%s.%d=%s", s.cookie, n, value) }
+		half := len(valid) / 2
+		for _, parts := range [][]string{
+			{part(0, valid)},
+			{part(1, valid)},
+			{part(0, valid[:half])},
+			{part(0, valid[:half]), part(1, valid[half:])},
+			{part(1, valid[half:]), part(0, valid[:half])},
+			{part(0, valid[half:]), part(1, valid[:half])},
+			{part(0, bob[:half]), part(1, valid[half:])},
+			{s.cookie + "=" + valid[:half], part(0, valid[half:])},
+			{s.cookie + "=" + valid[:half], part(1, valid[half:])},
+		} {
+			for _, target := range []string{"/admin", "/oauth2/auth"} {
+				s.denied(t, s.get(t, target, "Cookie: "+strings.Join(parts, "; ")), target == "/admin")
+			}
+		}
+		// Nor do they take anything from a cookie that is whole.
+		a := s.get(t, "/admin", with(valid)+"; "+part(0, bob[:half])+"; "+part(1, bob[half:]))
+		s.served(t, a, "alice")
+		if got := a.field("Cookie"); got != nil {
+			t.Errorf("the app got Cookie: %q", got)
 		}
 	})
 	t.Run("A-C3, A-C4", func(t *testing.T) {
@@ -165,6 +193,7 @@ func hostileCookies(t *testing.T, s *site) {
 			seen[id], seen[secret] = true, true
 		}
 	})
+	t.Run("A-D5", func(t *testing.T) { s.hidesSessions(t) })
 	t.Run("A-X6: an app can't set our cookies", func(t *testing.T) {
 		a := s.get(t, "/public/sets-cookies")
 		got := a.Header["Set-Cookie"]
@@ -172,4 +201,47 @@ func hostileCookies(t *testing.T, s *site) {
 			t.Errorf("the browser gets %q, want %q", got, want)
 		}
 	})
+}
+
+// hidesSessions checks that who guesses a ticket's secret learns nothing of its session:
+// not that it lives, not that it has ended, and not that there ever was one.
+func (s *site) hidesSessions(t *testing.T) {
+	t.Helper()
+	live, over := s.signIn(t, "alice").value(s.cookie), s.signIn(t, "bob").value(s.cookie)
+	with := func(value string) string { return "Cookie: " + s.cookie + "=" + value }
+	if a := s.get(t, "/oauth2/sign_out", with(over), "Sec-Fetch-Site: same-origin"); a.StatusCode != http.StatusSeeOther {
+		t.Fatalf("the sign-out answers %s", a.Status)
+	}
+	const asScript = "Accept: application/json"
+	if a := s.get(t, "/admin", with(over), asScript); !strings.Contains(a.body, `"reason":"signed_out"`) {
+		t.Errorf("who holds the ticket is told %s", a.body)
+	}
+
+	// What is made anew for every answer: request ids, states, names of pre-login cookies.
+	made := regexp.MustCompile(`[0-9A-Za-z_-]{16,}`)
+	told := func(request string) string {
+		a := s.send(t, request)
+		if len(a.reached) > 0 {
+			t.Errorf("a secret that was guessed leads to the app: %q", a.reached)
+		}
+		a.Header.Del("Date")
+		return made.ReplaceAllString(fmt.Sprintf("%s\n%v\n%s", a.Status, a.Header, a.body), "*")
+	}
+	const secret = "AAAAAAAAAAAAAAAAAAAAAA" // of nobody's ticket
+	nobodys := s.cookie + "-" + strings.Repeat("0", 32) + "." + secret
+	for _, lines := range [][]string{{browserPage}, {browserPage, "Sec-Fetch-Mode: navigate"}, {asScript}, {asScript, "Sec-Fetch-Mode: cors"}} {
+		for _, target := range []string{
+			"GET /admin", "POST /admin", "GET /oauth2/auth", "GET /oauth2/userinfo", "GET /oauth2/sessions", "GET /oauth2/sign_in", "GET /oauth2/callback?state=x",
+		} {
+			method, path, _ := strings.Cut(target, " ")
+			ask := func(ticket string) string { return told(s.request(method, path, append(lines, with(ticket))...)) }
+			want := ask(nobodys)
+			for name, ticket := range map[string]string{"lives": live, "has ended": over} {
+				if got := ask(handle(ticket) + "." + secret); got != want {
+					t.Errorf("%s %q for a session that %s: %s\nwant, as for one that never was: %s", target, lines, name, got, want)
+				}
+			}
+		}
+	}
+	s.served(t, s.get(t, "/admin", with(live)), "alice")
 }

@@ -100,6 +100,8 @@ func TestHostileStore(t *testing.T) {
 		s.served(t, s.get(t, "/admin", "Cookie: "+s.cookie+"="+value), "alice")
 	})
 
+	t.Run("A-D5", func(t *testing.T) { s.hidesSessions(t) })
+
 	t.Run("A-F2: the store is down", func(t *testing.T) {
 		alice := s.signIn(t, "alice").line()
 		c := new(cookies)

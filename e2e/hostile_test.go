@@ -39,6 +39,7 @@ func TestHostile(t *testing.T) {
 		{"O", hostileSignIns},
 		{"F", hostileForwardAuth},
 		{"W", hostileWire},
+		{"HTTP2", hostileHTTP2},
 		{"M", hostileAdmin},
 		{"L", hostileSignOuts},
 		{"bad input", hostileBadInput},
