@@ -36,14 +36,20 @@ func hostileHTTP2(t *testing.T, s *site) {
 		return f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block, EndStream: true, EndHeaders: whole})
 	}
 	for name, frames := range map[string]func(f *http2.Framer) error{
-		"nothing more":       func(*http2.Framer) error { return nil },
-		"a request":          func(f *http2.Framer) error { return request(f, 1, get("/public/x"), true) },
-		"connection":         func(f *http2.Framer) error { return request(f, 1, get("/public/x", "connection", "close"), true) },
-		"transfer-encoding":  func(f *http2.Framer) error { return request(f, 1, get("/public/x", "transfer-encoding", "chunked"), true) },
-		"a line break":       func(f *http2.Framer) error { return request(f, 1, get("/public/x", "x", "y\r\nX-Auth-User: admin"), true) },
-		"a path without /":   func(f *http2.Framer) error { return request(f, 1, get("public/x"), true) },
-		"another host":       func(f *http2.Framer) error { return request(f, 1, get("/public/x", "host", "evil.com"), true) },
-		"HTTP/1.1 in a path": func(f *http2.Framer) error { return request(f, 1, get("/public/x HTTP/1.1\r\nHost: app.t1.test\r\n\r\n"), true) },
+		"nothing more": func(*http2.Framer) error { return nil },
+		"a request":    func(f *http2.Framer) error { return request(f, 1, get("/public/x"), true) },
+		"connection":   func(f *http2.Framer) error { return request(f, 1, get("/public/x", "connection", "close"), true) },
+		"transfer-encoding": func(f *http2.Framer) error {
+			return request(f, 1, get("/public/x", "transfer-encoding", "chunked"), true)
+		},
+		"a line break": func(f *http2.Framer) error {
+			return request(f, 1, get("/public/x", "x", "y\r\nX-Auth-User: admin"), true)
+		},
+		"a path without /": func(f *http2.Framer) error { return request(f, 1, get("public/x"), true) },
+		"another host":     func(f *http2.Framer) error { return request(f, 1, get("/public/x", "host", "evil.com"), true) },
+		"HTTP/1.1 in a path": func(f *http2.Framer) error {
+			return request(f, 1, get("/public/x HTTP/1.1\r\nHost: app.t1.test\r\n\r\n"), true)
+		},
 		"rapid reset": func(f *http2.Framer) error {
 			var err error
 			for stream := uint32(1); stream < 20_000; stream += 2 {

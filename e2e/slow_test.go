@@ -1,18 +1,22 @@
 package e2e
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coatcheck/coatcheck/internal/testenv"
 )
 
-// TestSlowBody: a client that announces a body and never sends it gets its answer and
-// loses the connection, unless the body is an app's, who may wait as long as it likes.
+// A-W10, bodies: a client that announces a body and never sends it, or sends it byte by
+// byte, gets its answer and loses the connection, unless the body is an app's, who may wait
+// as long as it likes.
 func TestSlowBody(t *testing.T) {
 	rec := testenv.Record(t, testenv.OK)
 	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{
@@ -26,11 +30,15 @@ func TestSlowBody(t *testing.T) {
 		name, target string
 		status       string
 		lines        []string
+		drip         string // is sent again and again
 	}{
-		{"refused", "/x", "401", []string{"Content-Length: 10"}},
-		{"refused, chunked", "/x", "401", []string{"Transfer-Encoding: chunked"}},
-		{"a form of ours", "/oauth2/sign_out", "400", []string{"Content-Length: 10", "Content-Type: application/x-www-form-urlencoded"}},
-		{"no form of ours", "/oauth2/start", "405", []string{"Content-Length: 10"}},
+		{"refused", "/x", "401", []string{"Content-Length: 10"}, ""},
+		{"refused, chunked", "/x", "401", []string{"Transfer-Encoding: chunked"}, ""},
+		{"refused, dripping", "/x", "401", []string{"Content-Length: 10000"}, "x"},
+		{"refused, dripping chunks", "/x", "401", []string{"Transfer-Encoding: chunked"}, "1\r\nx\r\n"},
+		{"a form of ours", "/oauth2/sign_out", "400", []string{"Content-Length: 10", "Content-Type: application/x-www-form-urlencoded"}, ""},
+		{"a form of ours, dripping", "/oauth2/sign_out", "400", []string{"Content-Length: 10000", "Content-Type: application/x-www-form-urlencoded"}, "x"},
+		{"no form of ours", "/oauth2/start", "405", []string{"Content-Length: 10"}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			conn, err := net.Dial("tcp", s.addr)
@@ -42,7 +50,13 @@ func TestSlowBody(t *testing.T) {
 			if _, err := io.WriteString(conn, strings.Replace(s.request("POST", tt.target, tt.lines...), "Connection: close\r\n", "", 1)); err != nil {
 				t.Fatal(err)
 			}
+			if tt.drip != "" {
+				go drip(conn, tt.drip)
+			}
 			answer, err := io.ReadAll(conn)
+			if tt.drip != "" && errors.Is(err, syscall.ECONNRESET) {
+				err = nil // so is a connection closed on which something is on its way
+			}
 			if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+tt.status+" ") {
 				t.Errorf("%.200q, %v", answer, err)
 			}
@@ -69,4 +83,68 @@ func TestSlowBody(t *testing.T) {
 			t.Errorf("%s, %v", resp.Status, err)
 		}
 	})
+}
+
+// drip sends text again and again, until the connection is closed.
+func drip(conn net.Conn, text string) {
+	for {
+		if _, err := io.WriteString(conn, text); err != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// A-W10, headers: a thousand clients that send theirs byte by byte, or nothing at all, all
+// lose their connections, however long they go on; others are served meanwhile.
+func TestSlowHeaders(t *testing.T) {
+	rec := testenv.Record(t, testenv.OK)
+	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{
+		routes: "- {path: /, upstream: " + rec.URL + "}",
+		more:   "timeouts: {read_header: 1s, idle: 1s}\n",
+	})
+	alice := s.signIn(t, "alice").line()
+	before := len(rec.Requests())
+	head, _, _ := strings.Cut(s.request("GET", "/", alice), "Connection: close")
+	var closed sync.WaitGroup
+	for i := range 1000 {
+		conn, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		// Where they stop is somewhere in the request line, the header, or before either;
+		// some have had an answer before.
+		sent, more := head, "x"
+		switch i % 5 {
+		case 0:
+			sent, more = "", ""
+		case 1:
+			sent, more = "GET /", "x"
+		case 2:
+			more = "X: y\r\n"
+		case 3:
+			sent, more = "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", ""
+		case 4:
+			sent += "X: y"
+		}
+		if _, err := io.WriteString(conn, sent); err != nil {
+			t.Fatal(err)
+		}
+		if more != "" {
+			go drip(conn, more)
+		}
+		closed.Go(func() {
+			if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the connection %d is not closed: %v", i, err)
+			}
+		})
+	}
+	s.served(t, s.get(t, "/", alice), "alice")
+	closed.Wait()
+	s.served(t, s.get(t, "/", alice), "alice")
+	if got := len(rec.Requests()) - before; got != 2 {
+		t.Errorf("%d requests reached the app, not 2", got)
+	}
 }
