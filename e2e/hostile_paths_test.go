@@ -263,7 +263,7 @@ func hostileHeaders(t *testing.T, s *site) {
 			}
 		}
 	})
-	t.Run("A-H7", func(t *testing.T) {
+	t.Run("A-H7, A-T2", func(t *testing.T) {
 		lies := []string{
 			"X-Forwarded-For: 6.6.6.6", "X-Forwarded-Host: evil.com", "X-Forwarded-Proto: http", "X-Forwarded-Port: 80",
 			"X-Forwarded-Prefix: /x", "X-Forwarded-Uri: /public/x", "X-Forwarded-Method: GET", "X-Forwarded-Server: evil.com",
@@ -301,7 +301,20 @@ func hostileHeaders(t *testing.T, s *site) {
 			}
 		}
 	})
-	t.Run("A-H10", func(t *testing.T) {
+	t.Run("A-H10, A-G10", func(t *testing.T) {
+		// Nothing but the cookie signs anybody in: no ticket in another place, and no token,
+		// though it be the provider's.
+		ticket, token := strings.TrimPrefix(alice, "Cookie: "+s.cookie+"="), s.provider.access.Load().(string)
+		for _, value := range []string{ticket, token, "junk", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9."} {
+			for _, name := range []string{"access_token", "token", "id_token", s.cookie} {
+				form := name + "=" + value
+				for _, target := range []string{"/admin", "/oauth2/auth", "/oauth2/userinfo"} {
+					s.denied(t, s.get(t, target+"?"+form), target != "/oauth2/auth")
+				}
+				s.denied(t, s.send(t, s.request("POST", "/admin", "Content-Type: application/x-www-form-urlencoded", fmt.Sprintf("Content-Length: %d", len(form)))+form), false)
+			}
+			s.denied(t, s.get(t, "/admin", "Authorization: Bearer "+value), true)
+		}
 		for _, scheme := range []string{"Bearer junk", "Basic YWxpY2U6YWxpY2U=", "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.", "Negotiate x"} {
 			s.denied(t, s.get(t, "/admin", "Authorization: "+scheme), true)
 			for _, target := range []string{"/admin", "/public/x"} {

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strconv"
@@ -64,6 +66,9 @@ type site struct {
 	provider *countingProvider
 }
 
+// markup is the name of somebody who hopes that it is shown unescaped.
+const markup = `"><script>alert(1)</script>`
+
 const configuredHeaders = "headers: {user: X-Auth-User, email: X-Auth-Email, groups: X-Auth-Groups}\n"
 
 // startSite runs a node that is reached on loopback and believes itself to be public.
@@ -82,11 +87,12 @@ func startSite(t *testing.T, public, cookie string, rec *testenv.Recorder, o nod
 	return s
 }
 
-// A countingProvider is the development provider with a count of token requests. Beside
-// alice and bob it knows nobody, who has neither an e-mail address nor groups.
+// A countingProvider is the development provider, and knows what tokens it gave. Beside
+// alice and bob it knows nobody, who has neither an e-mail address nor groups, and markup.
 type countingProvider struct {
 	client
 	tokens atomic.Int64
+	access atomic.Value // the last access token, a string
 }
 
 func startCountingProvider(t *testing.T, origins ...string) *countingProvider {
@@ -105,16 +111,28 @@ func startCountingProvider(t *testing.T, origins ...string) *countingProvider {
 		Logger:  slog.New(slog.DiscardHandler),
 		Issuer:  p.issuer,
 		Clients: []devprovider.Client{registered},
-		Users:   append(devprovider.DefaultUsers(), devprovider.User{Username: "nobody", Password: "nobody"}),
+		Users:   append(devprovider.DefaultUsers(), devprovider.User{Username: "nobody", Password: "nobody"}, devprovider.User{Username: markup, Password: markup}),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/token" {
-			p.tokens.Add(1)
+		if r.URL.Path != "/token" {
+			provider.ServeHTTP(w, r)
+			return
 		}
-		provider.ServeHTTP(w, r)
+		p.tokens.Add(1)
+		answer := httptest.NewRecorder()
+		provider.ServeHTTP(answer, r)
+		var tokens struct {
+			Access string `json:"access_token"`
+		}
+		if err := json.Unmarshal(answer.Body.Bytes(), &tokens); err == nil && tokens.Access != "" {
+			p.access.Store(tokens.Access)
+		}
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
 	})}
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
@@ -243,7 +261,7 @@ func (s *site) sendAll(t *testing.T, requests string) []*answer {
 
 // lint holds what must be so in every answer, whatever was asked: nothing fails with a
 // 500 (G2), nothing of ours is cached (G4), and our cookies have all their attributes
-// (G5, C7). Pages of ours send no referrer (D4).
+// (G5, C7). Pages of ours send no referrer (A-D4).
 func (s *site) lint(t *testing.T, a *answer) {
 	t.Helper()
 	if a.StatusCode == http.StatusInternalServerError {
@@ -263,7 +281,7 @@ func (s *site) lint(t *testing.T, a *answer) {
 		t.Errorf("G4: Cache-Control %q in an answer of ours with the status %d", cc, a.StatusCode)
 	}
 	if len(a.reached) == 0 && a.Header.Get("Referrer-Policy") != "no-referrer" {
-		t.Errorf("D4: Referrer-Policy %q", a.Header.Get("Referrer-Policy"))
+		t.Errorf("A-D4: Referrer-Policy %q", a.Header.Get("Referrer-Policy"))
 	}
 }
 

@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"fmt"
+	"html"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -204,6 +206,30 @@ func hostileWire(t *testing.T, s *site) {
 			t.Errorf("the app got %v, want %s", got, want)
 		}
 	})
+	t.Run("A-G13", func(t *testing.T) {
+		// Nobody is led to another host than a route's upstream by way of the node.
+		other := testenv.Record(t, testenv.OK)
+		addr := strings.TrimPrefix(other.URL, "http://")
+		for _, request := range []string{
+			s.request("GET", other.URL+"/public/x", alice),
+			s.request("GET", other.URL+"/public/x", alice, "Host: "+addr),
+			s.request("GET", "/public/x", alice, "Host: "+addr),
+			s.request("GET", "http://app.t1.test@"+addr+"/public/x", alice),
+			s.request("CONNECT", addr, alice, "Host: "+addr),
+			s.request("CONNECT", addr, alice),
+		} {
+			a := s.send(t, request)
+			if a.StatusCode != http.StatusMisdirectedRequest && a.StatusCode != http.StatusBadRequest || len(a.reached) > 0 {
+				t.Errorf("%.60q: %s, reached the app: %q", request, a.Status, a.reached)
+			}
+		}
+		for _, target := range []string{"/public/x?url=" + other.URL, "//" + addr + "/public/x", "/public/" + other.URL} {
+			s.get(t, target, alice, "X-Forwarded-Host: "+addr, "X-Forwarded-Server: "+addr, "X-Original-URL: "+other.URL, "Forwarded: host="+addr)
+		}
+		if n := other.Opened(); n != 0 {
+			t.Errorf("%d connections were opened to it", n)
+		}
+	})
 	t.Run("other methods", func(t *testing.T) {
 		for _, method := range []string{"HEAD", "OPTIONS", "TRACE", "PATCH", "PURGE", "M-SEARCH"} {
 			s.denied(t, s.send(t, s.request(method, "/admin")), false)
@@ -219,6 +245,36 @@ func hostileWire(t *testing.T, s *site) {
 // hostileAdmin: what is for operators is not on the public listener.
 func hostileAdmin(t *testing.T, s *site) {
 	alice := s.signIn(t, "alice").line()
+	t.Run("A-M3", func(t *testing.T) {
+		const image = `<img src=x onerror=alert(1)>`
+		c := new(cookies)
+		a := s.get(t, s.provider.authorize(t, s.start(t, c, ""), markup), c.line(), "User-Agent: "+image)
+		if a.StatusCode != http.StatusSeeOther {
+			t.Fatalf("the callback answers %s", a.Status)
+		}
+		c.keep(a)
+		for _, target := range []string{"/oauth2/sessions", "/oauth2/sign_in", "/oauth2/sign_out", "/oauth2/" + url.PathEscape(image)} {
+			a := s.get(t, target, c.line(), browserPage)
+			if !strings.Contains(a.body, "<html") || strings.Contains(a.body, "<script") || strings.Contains(a.body, "<img") || strings.Contains(a.body, `"">`) {
+				t.Errorf("%s: %s", target, a.body)
+			}
+			if csp := a.Header.Get("Content-Security-Policy"); !strings.HasPrefix(csp, "default-src 'none'; ") || strings.Contains(csp, "unsafe") {
+				t.Errorf("%s: Content-Security-Policy: %s", target, csp)
+			}
+		}
+		page := s.get(t, "/oauth2/sessions", c.line(), browserPage)
+		for _, name := range []string{image, markup} {
+			if !strings.Contains(html.UnescapeString(page.body), name) || strings.Contains(page.body, name) {
+				t.Errorf("the page does not say %q: %s", name, page.body)
+			}
+		}
+		for _, target := range []string{"/oauth2/sessions", "/oauth2/userinfo"} {
+			a := s.get(t, target, c.line(), "Accept: application/json")
+			if a.Header.Get("Content-Type") != "application/json" || a.Header.Get("X-Content-Type-Options") != "nosniff" || strings.Contains(a.body, "<") {
+				t.Errorf("%s: %q %s", target, a.Header.Get("Content-Type"), a.body)
+			}
+		}
+	})
 	t.Run("A-M4", func(t *testing.T) {
 		for _, target := range []string{"/oauth2/..%2fadmin", "/oauth2/../admin", "/oauth2//admin"} {
 			s.denied(t, s.get(t, target, alice), false)

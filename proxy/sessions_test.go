@@ -101,7 +101,7 @@ func TestSessionsPage(t *testing.T) {
 	}
 }
 
-// A-L2, A-L16: what each button ends, and who may press it.
+// A-L2, A-L16, A-M2: what each button ends, and who may press it.
 func TestEndSessions(t *testing.T) {
 	sameOrigin := http.Header{"Sec-Fetch-Site": {"same-origin"}, "Sec-Fetch-Mode": {"navigate"}}
 	crossSite := http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}}
@@ -109,6 +109,7 @@ func TestEndSessions(t *testing.T) {
 	for _, tc := range []struct {
 		name, end string
 		header    http.Header
+		text      bool   // sent as text/plain, which a page may send anywhere
 		token     string // "": of the page; "-": none; else of another form
 		ends      []string
 		status    int
@@ -123,6 +124,8 @@ func TestEndSessions(t *testing.T) {
 		{name: "nothing", end: "", status: 404},
 		{name: "another site, with the token", end: endOthers, header: crossSite, ends: []string{"alice 1", "alice 2"}, status: 303},
 		{name: "another site", end: endOthers, header: crossSite, token: "-", status: 403},
+		{name: "another site, by a form of text/plain", end: endEverywhere, header: crossSite, text: true, token: "-", status: 403},
+		{name: "a form of text/plain with the token", end: endEverywhere, text: true, status: 403},
 		{name: "an old browser without a token", end: endOthers, token: "-", status: 403},
 		{name: "the token of another page", end: endOthers, token: formSignOut, status: 403},
 		{name: "the token of bob's page", end: endOthers, token: "bob", status: 403},
@@ -150,7 +153,11 @@ func TestEndSessions(t *testing.T) {
 			case "bob":
 				form.Set("token", tokenOf(t, r.serveHTTP("GET", "/oauth2/sessions", "", page200, all["bob"])))
 			}
-			w := r.serveHTTP("POST", "/oauth2/sessions", form.Encode(), page200, formHeader, tc.header, all["alice"])
+			contentType := formHeader
+			if tc.text {
+				contentType = http.Header{"Content-Type": {"text/plain"}}
+			}
+			w := r.serveHTTP("POST", "/oauth2/sessions", form.Encode(), page200, contentType, tc.header, all["alice"])
 			if w.Code != tc.status {
 				t.Errorf("%d: %s", w.Code, w.Body)
 			}

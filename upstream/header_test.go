@@ -36,6 +36,7 @@ func wantFields(t *testing.T, request string, want map[string][]string) {
 	}
 }
 
+// A-G7, A-X7: nor does anything that is ours to say, now or later, come from a client.
 func TestHeaderIdentity(t *testing.T) {
 	bare := coatcheck.Identity{Subject: "carol", Email: "carol@corp.example", Groups: nil}
 	hostile := []string{
@@ -183,7 +184,7 @@ func TestHeaderCookies(t *testing.T) {
 	}
 }
 
-// A-X6, and what else an app may not say in our name.
+// A-X2, A-X6, and what else an app may not say in our name.
 func TestHeaderOfAnswer(t *testing.T) {
 	rec := testenv.Record(t, testenv.Answer("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Set-Cookie, X-Sum\r\n"+
 		"Set-Cookie: theme=dark; Path=/\r\nSet-Cookie: __Host-coatcheck=evil; Path=/; Secure\r\nset-cookie: coatcheck=evil; Domain=example.com\r\nSet-Cookie: b=2\r\n"+
