@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -99,6 +100,9 @@ const (
 	// endBatch is after how many of them what they were granted is revoked: the sessions
 	// remember no more than a few thousand tokens.
 	endBatch = 1000
+	// revokePatience is how long one batch may take to be revoked. After one that took longer
+	// nothing is, so that those who are still signed in don't stay so for a provider that hangs.
+	revokePatience = time.Minute
 )
 
 // An ending is what becomes of the sessions that a command ends.
@@ -106,6 +110,7 @@ type ending struct {
 	sessions *session.Manager
 	con      console
 	seen     map[coatcheck.Ref]bool
+	hung     bool // the provider does
 
 	mu      sync.Mutex
 	ended   int // by this command
@@ -158,7 +163,14 @@ func (e *ending) one(ctx context.Context, found session.Entry) {
 // sessions were granted, as far as that is known.
 func (e *ending) settle(ctx context.Context) {
 	e.left = e.sessions.FinishLeft(ctx)
+	patience := revokePatience
+	if e.hung {
+		patience = 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	if left, err := e.sessions.RevokeGranted(ctx); err != nil {
+		e.hung = ctx.Err() != nil
 		fmt.Fprintf(e.con.err, "note: %d refresh tokens could not be revoked at the provider, and are left to expire: %v\n", left, err)
 	}
 }
