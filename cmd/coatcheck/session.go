@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/proxy"
@@ -213,9 +214,26 @@ func (l *sessionList) writeJSON(out io.Writer) error {
 		}
 		doc.Sessions = append(doc.Sessions, one)
 	}
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(doc)
+	text, err := json.MarshalIndent(doc, "", "  ")
+	if err == nil {
+		_, err = fmt.Fprintln(out, escaped(string(text)))
+	}
+	return err
+}
+
+// escaped is JSON with nothing in it that a terminal would obey, and with the same meaning.
+func escaped(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if r == '\n' || unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		for _, half := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&b, `\u%04x`, half)
+		}
+	}
+	return b.String()
 }
 
 // state is how a session is, in a word or two.

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/coatcheck/coatcheck"
 	"github.com/coatcheck/coatcheck/config"
@@ -420,6 +421,34 @@ func TestSessionListIsPrintable(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := out.String(); !strings.Contains(got, "a\ufffd[2J\ufffdé\ufffd\ufffd ") || strings.ContainsAny(got, "\x1b\a") || strings.Count(got, "\n") != 3 {
+		t.Errorf("%q", got)
+	}
+}
+
+// A-D2: nor in JSON, where it stays what it was.
+func TestListInJSONIsLegible(t *testing.T) {
+	const hostile = "a\x1b[2J\u009b31mé\u202e\n\U000e0001"
+	list := sessionList{seen: map[coatcheck.Ref]bool{}}
+	list.add(listed{Entry: session.Entry{Ref: "0123", Subject: hostile, Origin: coatcheck.Origin{UserAgent: hostile}}})
+	var out bytes.Buffer
+	if err := list.writeJSON(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out.String() {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%U in %q", r, &out)
+		}
+	}
+	var doc struct {
+		Sessions []struct {
+			User      string `json:"user"`
+			UserAgent string `json:"user_agent"`
+		} `json:"sessions"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	if got := doc.Sessions[0]; got.User != hostile || got.UserAgent != hostile {
 		t.Errorf("%q", got)
 	}
 }
