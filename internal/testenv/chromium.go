@@ -10,7 +10,7 @@ import (
 
 // StartChromium starts a headless Chromium with a profile of its own and returns a
 // context for the actions of package chromedp: one tab, which ends with the test.
-// Everything done in it must be over within a minute. Options add to the command line.
+// Everything done in it must be over within five minutes. Options add to the command line.
 func StartChromium(t testing.TB, options ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	path := RequireTool(t, "chromium")
@@ -34,7 +34,7 @@ func StartChromium(t testing.TB, options ...chromedp.ExecAllocatorOption) contex
 		chromedp.Flag("disable-sync", true),
 	}, options...)...)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	ctx, cancel = context.WithTimeout(ctx, 5*time.Minute)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)

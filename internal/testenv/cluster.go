@@ -5,7 +5,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redis/rueidis"
 )
@@ -20,7 +19,8 @@ type ClusterOptions struct {
 
 const clusterSlots = 16384
 
-// A RedisCluster is a Redis Cluster whose nodes count as failed after a second.
+// A RedisCluster is a Redis Cluster whose nodes count as failed after three seconds, in
+// which a busy machine may keep them.
 type RedisCluster struct {
 	t     testing.TB
 	nodes []*Redis
@@ -36,7 +36,7 @@ func StartRedisCluster(t testing.TB, opts ClusterOptions) *RedisCluster {
 	}
 	c := &RedisCluster{t: t, ids: map[*Redis]string{}}
 	config := []string{
-		"cluster-enabled yes", "cluster-node-timeout 1000", "cluster-replica-validity-factor 0",
+		"cluster-enabled yes", "cluster-node-timeout 3000", "cluster-replica-validity-factor 0",
 		"cluster-allow-replica-migration no", "repl-diskless-sync-delay 0",
 	}
 	if opts.Redis.Certificates != nil {
@@ -85,7 +85,7 @@ func StartRedisCluster(t testing.TB, opts ClusterOptions) *RedisCluster {
 func (c *RedisCluster) waitNodes(nodes, replicas int) {
 	c.t.Helper()
 	for _, r := range c.nodes {
-		waitFor(c.t, "the nodes see each other", 30*time.Second, func() bool {
+		waitFor(c.t, "the nodes see each other", func() bool {
 			text, err := r.Do("CLUSTER", "NODES").ToString()
 			return err == nil && strings.Count(text, "\n") == nodes && strings.Count(text, "slave ") == replicas &&
 				!strings.Contains(text, "handshake")
@@ -96,7 +96,7 @@ func (c *RedisCluster) waitNodes(nodes, replicas int) {
 // WaitServing waits until all nodes that answer say that every slot is served.
 func (c *RedisCluster) WaitServing() {
 	c.t.Helper()
-	waitFor(c.t, "every slot is served", 30*time.Second, func() bool {
+	waitFor(c.t, "every slot is served", func() bool {
 		for _, r := range c.nodes {
 			info, err := r.Do("CLUSTER", "INFO").ToString()
 			if err == nil && (!strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_slots_ok:16384")) {
@@ -128,7 +128,7 @@ func (c *RedisCluster) Slot(key string) int {
 func (c *RedisCluster) Owner(slot int) *Redis {
 	c.t.Helper()
 	var owner *Redis
-	waitFor(c.t, "somebody serves the slot", 30*time.Second, func() bool {
+	waitFor(c.t, "somebody serves the slot", func() bool {
 		for _, r := range c.nodes {
 			if slices.Contains(r.ownSlots(), slot) {
 				owner = r
@@ -228,7 +228,7 @@ func (c *RedisCluster) Failover(primary *Redis) *Redis {
 			fields := strings.Fields(line)
 			if len(fields) > 3 && strings.Contains(fields[2], "myself,slave") && fields[3] == c.ids[primary] {
 				r.Must("CLUSTER", "FAILOVER")
-				waitFor(c.t, "the replica takes over", 20*time.Second, func() bool {
+				waitFor(c.t, "the replica takes over", func() bool {
 					return slices.Contains(r.ownSlots(), slots[0]) && primary.role() == "slave"
 				})
 				return r

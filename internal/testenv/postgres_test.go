@@ -11,7 +11,7 @@ import (
 
 // ask runs a statement as PostgresUser, with psql, and returns its answer.
 func (p *Postgres) ask(ctx context.Context, statement string) (string, error) {
-	path, args := p.tool.command("psql", "-X", "-w", "-At", "-c", statement, p.URL()+"&connect_timeout=2")
+	path, args := p.tool.command("psql", "-X", "-w", "-At", "-c", statement, p.URL()+"&connect_timeout=30")
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Dir = p.dir
 	cmd.WaitDelay = time.Second
@@ -39,7 +39,7 @@ func TestPostgresComesAndGoes(t *testing.T) {
 		step.do()
 		patience := 300 * time.Millisecond
 		if step.up {
-			patience = 10 * time.Second
+			patience = time.Minute
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		answer, err := p.ask(ctx, "SELECT n FROM kept")

@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,10 +21,10 @@ type Command struct {
 	Env  []string // "KEY=value", added to the test's own environment
 	Dir  string   // where it runs; empty: where the test does
 	// Ready returns nil once the program serves. It is asked every few
-	// milliseconds until then, each time with a deadline of a second. Nil: the
+	// milliseconds until then, each time with a deadline of five seconds. Nil: the
 	// program counts as ready when it has started.
 	Ready func(context.Context) error
-	// Within bounds the wait for Ready. Zero means 15 s.
+	// Within bounds the wait for Ready. Zero means a minute.
 	Within time.Duration
 }
 
@@ -77,11 +77,11 @@ func (p *Process) waitReady(c Command) {
 	}
 	within := c.Within
 	if within == 0 {
-		within = 15 * time.Second
+		within = time.Minute
 	}
 	deadline := time.Now().Add(within)
 	for {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		err := c.Ready(ctx)
 		cancel()
 		if err == nil {
@@ -123,14 +123,14 @@ func (p *Process) Output() string {
 // Signal sends sig to the program. One that has ended gets none.
 func (p *Process) Signal(sig os.Signal) { _ = p.cmd.Process.Signal(sig) }
 
-// Stop asks the program to end (SIGTERM) and waits; after 5 s it is killed. It may
+// Stop asks the program to end (SIGTERM) and waits; after 20 s it is killed. It may
 // be called again, and on a program that was paused.
 func (p *Process) Stop() {
 	p.Signal(syscall.SIGTERM)
 	p.Signal(syscall.SIGCONT) // a stopped process takes no SIGTERM
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		p.Kill()
 	}
 }
@@ -141,31 +141,52 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// FreePort returns a port of 127.0.0.1 on which nothing listens, and which it has not
-// returned before: whoever got one may not listen yet, or no more for a moment. It lies
-// below the range that outgoing connections take theirs from (32768 and up on Linux), so
-// that no client of the test sits on it while a server restarts.
+// FreePort returns a port of 127.0.0.1 on which nothing listens, and which neither this nor
+// another process of tests that runs has got from it: whoever got one may not listen yet, or
+// no more for a moment. It lies below the range that outgoing connections take theirs from
+// (32768 and up on Linux), so that no client of a test sits on it while a server restarts.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		port := firstPort + int((anyPort+handedOut.Add(1))%ports)
-		l, err := net.Listen("tcp", Loopback(port))
-		if err != nil {
-			continue
+	ports.mu.Lock()
+	defer ports.mu.Unlock()
+	for {
+		for ports.next < ports.end {
+			port := ports.next
+			ports.next++
+			if l, err := net.Listen("tcp", Loopback(port)); err == nil {
+				l.Close()
+				return port
+			}
 		}
-		l.Close()
-		return port
+		if !claimBlock() {
+			t.Fatal("testenv: no free loopback port found")
+		}
 	}
-	t.Fatal("testenv: no free loopback port found")
-	return 0
 }
 
-const firstPort, ports = 20000, 12000
+// The ports that FreePort returns come in blocks. A process claims a block by listening on its
+// first port until it ends, whatever becomes of it.
+const firstPort, blockSize, blocks = 20000, 50, 240
 
-var (
-	anyPort   = rand.Int64N(ports) // others test at the same time, in processes of their own
-	handedOut atomic.Int64         // ports
-)
+var ports struct {
+	mu        sync.Mutex
+	next, end int // what is left of the last block
+	claimed   []net.Listener
+}
+
+// claimBlock claims a block of ports for this process, and returns false if all are taken. It
+// is called with the lock held.
+func claimBlock() bool {
+	for _, block := range rand.Perm(blocks) {
+		first := firstPort + block*blockSize
+		if l, err := net.Listen("tcp", Loopback(first)); err == nil {
+			ports.claimed = append(ports.claimed, l)
+			ports.next, ports.end = first+1, first+blockSize
+			return true
+		}
+	}
+	return false
+}
 
 // Loopback returns "127.0.0.1:port".
 func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"strings"
@@ -40,6 +41,23 @@ func TestProcessWaitsUntilReady(t *testing.T) {
 		t.Error("Start returned before the program was ready")
 	}
 	p.Kill()
+}
+
+// A process that tests has its ports to itself: whoever else asks finds the block taken.
+func TestFreePortIsClaimed(t *testing.T) {
+	seen := map[int]bool{}
+	for range 2 * blockSize {
+		port := FreePort(t)
+		block := firstPort + (port-firstPort)/blockSize*blockSize
+		if seen[port] || port == block {
+			t.Errorf("%d is not for this test alone", port)
+		}
+		seen[port] = true
+		if l, err := net.Listen("tcp", Loopback(block)); err == nil {
+			l.Close()
+			t.Errorf("the block of %d is free for others", port)
+		}
+	}
 }
 
 // recorder is a testing.TB whose Fatal ends only the goroutine it was called on.

@@ -116,6 +116,11 @@ func (r *Redis) ready(ctx context.Context) error {
 // Do sends one command and returns what was answered, within five seconds.
 func (r *Redis) Do(args ...string) rueidis.RedisResult {
 	r.t.Helper()
+	return r.do(5*time.Second, args...)
+}
+
+func (r *Redis) do(within time.Duration, args ...string) rueidis.RedisResult {
+	r.t.Helper()
 	if r.client == nil {
 		opts := rueidis.ClientOption{
 			InitAddress: []string{r.Addr()}, ForceSingleClient: true, DisableCache: true, PipelineMultiplex: -1,
@@ -131,15 +136,15 @@ func (r *Redis) Do(args ...string) rueidis.RedisResult {
 		r.client = client
 		r.t.Cleanup(client.Close)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
 	return r.client.Do(ctx, r.client.B().Arbitrary(args...).Build())
 }
 
-// Must is Do for a command that has to succeed.
+// Must is Do for a command that has to succeed, within a minute.
 func (r *Redis) Must(args ...string) rueidis.RedisMessage {
 	r.t.Helper()
-	m, err := r.Do(args...).ToMessage()
+	m, err := r.do(time.Minute, args...).ToMessage()
 	if err != nil && !rueidis.IsRedisNil(err) {
 		r.t.Fatalf("testenv: %s: %s: %v", r.Addr(), strings.Join(args, " "), err)
 	}
@@ -182,9 +187,11 @@ func (r *Redis) Pause() { r.proc.Signal(syscall.SIGSTOP) }
 // Resume ends a Pause.
 func (r *Redis) Resume() { r.proc.Signal(syscall.SIGCONT) }
 
-// waitFor asks done until it returns true.
-func waitFor(t testing.TB, what string, within time.Duration, done func() bool) {
+// waitFor asks done until it returns true, for two minutes: a busy machine forms no cluster
+// quickly.
+func waitFor(t testing.TB, what string, done func() bool) {
 	t.Helper()
+	const within = 2 * time.Minute
 	for deadline := time.Now().Add(within); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("testenv: not within %s: %s", within, what)

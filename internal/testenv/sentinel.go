@@ -5,7 +5,6 @@ import (
 	"net"
 	"strconv"
 	"testing"
-	"time"
 )
 
 // SentinelOptions say what sentinels watch over.
@@ -64,7 +63,7 @@ func StartSentinel(t testing.TB, opts SentinelOptions) *Sentinel {
 		}, "--sentinel"))
 	}
 	for _, sentinel := range s.sentinels {
-		waitFor(t, "the sentinels see each other and the replicas", 20*time.Second, func() bool {
+		waitFor(t, "the sentinels see each other and the replicas", func() bool {
 			seen, err := sentinel.Do("SENTINEL", "MASTER", SentinelMaster).AsStrMap()
 			return err == nil && seen["num-other-sentinels"] == "2" && seen["num-slaves"] == strconv.Itoa(opts.Replicas) && seen["flags"] == "master"
 		})
@@ -85,7 +84,7 @@ func (s *Sentinel) Servers() []*Redis { return s.servers }
 func (s *Sentinel) Primary() *Redis {
 	s.t.Helper()
 	var primary *Redis
-	waitFor(s.t, "a sentinel names the primary", 20*time.Second, func() bool {
+	waitFor(s.t, "a sentinel names the primary", func() bool {
 		for _, sentinel := range s.sentinels {
 			at, err := sentinel.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SentinelMaster).AsStrSlice()
 			if err != nil {
@@ -107,7 +106,7 @@ func (s *Sentinel) Primary() *Redis {
 func (s *Sentinel) WaitFailover(old *Redis) *Redis {
 	s.t.Helper()
 	var primary *Redis
-	waitFor(s.t, "the sentinels replace the primary", 30*time.Second, func() bool {
+	waitFor(s.t, "the sentinels replace the primary", func() bool {
 		primary = s.Primary()
 		return primary != old && primary.role() == "master"
 	})
@@ -127,7 +126,7 @@ func (r *Redis) role() string {
 // waitReplicates waits until a replica has its primary's data, and is told of changes.
 func (r *Redis) waitReplicates() {
 	r.t.Helper()
-	waitFor(r.t, r.Addr()+" replicates", 20*time.Second, func() bool {
+	waitFor(r.t, r.Addr()+" replicates", func() bool {
 		answer, err := r.Do("ROLE").ToArray()
 		if err != nil || len(answer) < 4 {
 			return false

@@ -37,7 +37,7 @@ func (d *dialog) ask(command string, patience time.Duration) (string, error) {
 }
 
 func TestProxyMakesTrouble(t *testing.T) {
-	const patience, impatience = 10 * time.Second, 100 * time.Millisecond
+	const patience, impatience = time.Minute, 100 * time.Millisecond
 	server := StartRedis(t, RedisOptions{})
 	p := StartProxy(t, server.Addr())
 	well := func(d *dialog) {
