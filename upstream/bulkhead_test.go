@@ -51,7 +51,7 @@ func newHanging(t *testing.T) *hanging {
 // wait waits until a count is what it should be.
 func wait(t *testing.T, what string, want int, count func() int) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for count() != want {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: %d, want %d", what, count(), want)

@@ -51,7 +51,7 @@ func (w *watched) call(_ *http.Request, c *upstream.Call) { c.Session = w }
 // waitReleased waits until n streams have ended and released the session.
 func (w *watched) waitReleased(t *testing.T, r *rig, n int32) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); w.releases.Load() < n; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); w.releases.Load() < n; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("released %d times, want %d", w.releases.Load(), n)
 		}

@@ -50,7 +50,7 @@ func newRig(t testing.TB, app string, options func(*upstream.Options), call func
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := upstream.NewTransport(5 * time.Second)
+	transport := upstream.NewTransport(time.Minute)
 	t.Cleanup(transport.CloseIdleConnections)
 	r := &rig{streams: new(upstream.Streams)}
 	o := upstream.Options{
@@ -203,7 +203,11 @@ func TestForwardFailures(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, tt.app, func(o *upstream.Options) {
-				transport := upstream.NewTransport(100 * time.Millisecond)
+				patience := time.Minute
+				if tt.want == coatcheck.CodeUpstreamTimeout {
+					patience = 100 * time.Millisecond
+				}
+				transport := upstream.NewTransport(patience)
 				t.Cleanup(transport.CloseIdleConnections)
 				o.Transport = transport
 			}, nil)
@@ -306,7 +310,7 @@ func TestForwardHalfBody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	_, _ = io.WriteString(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
 	_ = conn.(*net.TCPConn).CloseWrite()
 	answer, _ := io.ReadAll(conn)
@@ -448,7 +452,7 @@ func TestForwardExpectContinue(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
 			_, _ = io.WriteString(conn, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
 			br := bufio.NewReader(conn)
 			line, _ := br.ReadString('\n')
@@ -500,7 +504,7 @@ func TestForwardAnswersBeforeTheBody(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
 		_, _ = io.WriteString(conn, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"+expect+"\r\n")
 		if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(line, "HTTP/1.1 418 ") {
 			t.Errorf("%q: first line = %q, %v; want the rig's answer to an error", expect, line, err)

@@ -103,7 +103,7 @@ func TestWebSocketEcho(t *testing.T) {
 // waitNone waits until the handlers of all streams have ended.
 func waitNone(t *testing.T, r *rig) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); r.streams.Count() > 0; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); r.streams.Count() > 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("Count() = %d, want 0", r.streams.Count())
 		}
@@ -350,7 +350,7 @@ func TestDrainWebSocket(t *testing.T) {
 		_, _, err := c.Read(context.Background())
 		clientClosed <- err
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r.streams.Drain(ctx)
 	if ctx.Err() != nil {
@@ -403,7 +403,7 @@ func TestDrainAtFrameBoundary(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	_, _ = io.WriteString(conn, wsHandshake(wsVersion, wsNonce))
 	br := bufio.NewReader(conn)
 	if _, err := http.ReadResponse(br, nil); err != nil {
@@ -456,7 +456,7 @@ func TestDrainClosingWebSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	_, _ = io.WriteString(conn, wsHandshake(wsVersion, wsNonce))
 	br := bufio.NewReader(conn)
 	if _, err := http.ReadResponse(br, nil); err != nil {
@@ -468,7 +468,7 @@ func TestDrainClosingWebSocket(t *testing.T) {
 	}
 	close(ready)
 	_, _ = io.WriteString(conn, "\x88\x82\x00\x00\x00\x00\x03\xe8")
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r.streams.Drain(ctx)
 	if ctx.Err() != nil {
@@ -569,7 +569,7 @@ func TestEventStream(t *testing.T) {
 			if n := r.streams.Count(); n != 1 {
 				t.Errorf("Count() = %d, want 1", n)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			r.streams.Drain(ctx)
 			if ctx.Err() != nil || r.streams.Count() != 0 {
