@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,7 +185,9 @@ func TestRetireWaitsForOneThatStarts(t *testing.T) {
 		f := newFleet(t, true)
 		starts := time.Now().Add(10 * time.Second)
 		changes := starts.Add(cluster.Settles)
-		go func() {
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
 			time.Sleep(time.Until(starts))
 			m := newMembers(f.ring, f.kept, slog.New(slog.DiscardHandler))
 			m.Self = func() cluster.Member {
@@ -194,8 +197,9 @@ func TestRetireWaitsForOneThatStarts(t *testing.T) {
 				}
 				return self
 			}
-			m.Run(t.Context())
-		}()
+			m.Run(ctx)
+		})
+		t.Cleanup(func() { cancel(); running.Wait() })
 		if took, err := f.await(); err != nil || time.Now().Before(changes) {
 			t.Errorf("%v, after %v", err, took)
 		}

@@ -34,6 +34,7 @@ type site struct {
 	log  *journal
 	idp  *issuer
 	apps map[string]string // their URLs, by name
+	slow chan struct{}     // lets one request for /slow end
 	stop func()            // returns when the node has stopped
 }
 
@@ -53,11 +54,14 @@ shutdown: {delay: 0s, grace: 5s}
 func newSite(t *testing.T) *site {
 	t.Helper()
 	survive(t)
-	s := &site{t: t, dir: t.TempDir(), log: &journal{}, idp: newIssuer(t), apps: map[string]string{}}
+	s := &site{t: t, dir: t.TempDir(), log: &journal{}, idp: newIssuer(t), apps: map[string]string{}, slow: make(chan struct{})}
 	for _, name := range []string{"one", "two"} {
 		app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/slow" {
-				time.Sleep(time.Second)
+				select {
+				case <-s.slow:
+				case <-r.Context().Done():
+				}
 			}
 			fmt.Fprint(w, name)
 		}))
@@ -197,6 +201,7 @@ func TestReload(t *testing.T) {
 	if page := s.page("/"); page != "two" {
 		t.Errorf("the new request is served by %q", page)
 	}
+	s.slow <- struct{}{}
 	if page := <-slow; page != "one" {
 		t.Errorf("the old request is served by %q", page)
 	}
@@ -209,9 +214,9 @@ func TestReload(t *testing.T) {
 	if err := second.signIn.Ready(); err != nil {
 		t.Errorf("discovery was forgotten: %v", err)
 	}
-	if n := s.log.count(`"changed":["session.idle_timeout","routes[0].upstream","routes[0].timeout"]`); n != 1 {
-		t.Errorf("the log says what has changed %d times", n)
-	}
+	await(t, "the log to say what has changed", func() bool {
+		return s.log.count(`"changed":["session.idle_timeout","routes[0].upstream","routes[0].timeout"]`) == 1
+	})
 	if list := s.node.apps.list(); len(list) != 1 || list[0].URL != s.apps["two"] {
 		t.Errorf("the apps are %v", list)
 	}
@@ -240,9 +245,7 @@ func TestReload(t *testing.T) {
 	if secret := <-s.idp.secrets; secret != "another-secret" {
 		t.Errorf("a token is revoked with the secret %q", secret)
 	}
-	if n := s.log.count("going by another configuration"); n != 2 {
-		t.Errorf("taken over %d times", n)
-	}
+	await(t, "the log to say so", func() bool { return s.log.count("going by another configuration") == 2 })
 	s.idp.Close() // what was discovered is known
 	s.change("shutdown:", "log: {level: warn}\nlimits: {upstream_requests: 1}\nshutdown:")
 	if fourth := s.wantTaken(third); s.level.Level() != slog.LevelWarn || fourth.front.AccessLog != nil || fourth.signIn.Ready() != nil {
@@ -253,6 +256,7 @@ func TestReload(t *testing.T) {
 	if page := s.page("/"); page == "two" {
 		t.Error("two requests at once, and one is what the app may have")
 	}
+	s.slow <- struct{}{}
 	if page := <-slow; page != "two" {
 		t.Errorf("the one that it may have is served by %q", page)
 	}

@@ -65,8 +65,8 @@ func serving(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: serving ADDR")
 	}
-	client := http.Client{Timeout: time.Second}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	client := http.Client{Timeout: 10 * time.Second}
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		resp, err := client.Get("http://" + args[0] + "/ping")
 		if err == nil {
 			ts.Check(resp.Body.Close())

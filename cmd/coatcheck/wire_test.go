@@ -294,7 +294,7 @@ func tryStore(t *testing.T, s store.Backend) {
 			return errors.Join(lease.Renew(ctx, time.Minute), lease.Release(ctx))
 		}},
 		{"watch", func() error {
-			watching, stop := context.WithTimeout(ctx, 10*time.Second)
+			watching, stop := context.WithTimeout(ctx, time.Minute)
 			defer stop()
 			heard := false
 			err := s.Watch(watching, 100*time.Millisecond, store.Feed{
