@@ -115,7 +115,7 @@ func discoverProvider(t testing.TB, p *oidc.RelyingParty) {
 	var running sync.WaitGroup
 	running.Go(func() { p.Run(ctx) })
 	t.Cleanup(func() { cancel(); running.Wait() })
-	for deadline := time.Now().Add(20 * time.Second); p.Ready() != nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); p.Ready() != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(p.Ready())
 		}
