@@ -137,8 +137,9 @@ const provider = new Provider(config.issuer, {
       postLogoutSuccessSource: (ctx) => { ctx.body = page('Signed out', ''); },
     },
   },
-  // Back-channel logout goes to loopback, which the package refuses by its dispatcher.
-  fetch: (url, { dispatcher, ...options }) => fetch(url, options),
+  // Back-channel logout goes to loopback, which the package refuses by its dispatcher, and
+  // for which it waits for 2.5 s, which a busy machine may take.
+  fetch: (url, { dispatcher, signal, ...options }) => fetch(url, { ...options, signal: AbortSignal.timeout(60_000) }),
   findAccount: (ctx, sub) => account(sub),
   issueRefreshToken: (ctx, client) => client.grantTypeAllowed('refresh_token'),
   jwks: {
