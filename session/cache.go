@@ -75,7 +75,6 @@ type cached struct {
 	live     *Live
 	mac      [sha256.Size]byte // of the ticket
 
-	touching atomic.Bool       // a request is moving the idle end
 	sealed   [sha256.Size]byte // hash of the record's value
 	sealedBy string            // the key of the ring that sealed it
 	read     instant           // when the read that found it began

@@ -116,6 +116,7 @@ func (m *Manager) makeAttempt(a *attempt) {
 			logPanic(ctx, m.Logger, "a session was renewed", p, "session", a.before.Ref)
 		}
 	}()
+	a.before.awaitTouch(ctx) // which rewrite might undo
 	a.live, a.held, a.err = m.renewNow(ctx, a.ticket, a.before)
 }
 

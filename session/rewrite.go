@@ -25,8 +25,9 @@ func (m *Manager) read(ctx context.Context, t ticket) (*Live, error) {
 // is anything to be written. It returns the session as it is afterwards, ErrInvalid where it
 // has ended, and every other error where the outcome is not known.
 //
-// The record lives as long as it did. If a use moves its idle end at the same moment that
-// may be lost, as a use within m.slack of the one before always is.
+// The record lives as long as it did: where a use moves its idle end at the same moment, that may
+// be undone. So a renewal waits for the use that it comes of (awaitTouch), and one within m.slack
+// of that is not written down anyway.
 func (m *Manager) rewrite(ctx context.Context, t ticket, change func(*coatcheck.Session) bool) (*Live, error) {
 	for {
 		rec, err := m.Store.Get(ctx, t.handle)

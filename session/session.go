@@ -179,6 +179,7 @@ type Live struct {
 	handle   string
 	verifier []byte
 	quiet    *atomic.Int64 // an instant: before it nothing is asked of the provider
+	touching chan struct{} // holds one while a request moves the idle end
 	manager  *Manager
 }
 
@@ -328,7 +329,7 @@ func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	quiet.Store(never)
 	return &Live{
 		Session: s, Ref: coatcheck.MakeRef(handle),
-		handle: handle, verifier: m.verifier(t), quiet: quiet, manager: m,
+		handle: handle, verifier: m.verifier(t), quiet: quiet, touching: make(chan struct{}, 1), manager: m,
 	}
 }
 
@@ -370,10 +371,12 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 		c.untouch.Store(instantOf(now.Add(min(wait, max(until-m.Idle, 0), m.slack))))
 		return nil
 	}
-	if !c.touching.CompareAndSwap(false, true) {
+	select {
+	case c.live.touching <- struct{}{}:
+		defer func() { <-c.live.touching }()
+	default:
 		return nil
 	}
-	defer c.touching.Store(false)
 	entry := m.listing(c.live.Session, c.live.handle, c.live.verifier)
 	err := m.Registry.Renew(ctx, entry, want+listedLonger)
 	if err == nil {
@@ -397,6 +400,15 @@ func (m *Manager) touch(ctx context.Context, cookie string, c *cached) error {
 		}
 	}
 	return nil
+}
+
+// awaitTouch waits until no request moves the idle end, or ctx ends.
+func (l *Live) awaitTouch(ctx context.Context) {
+	select {
+	case l.touching <- struct{}{}:
+		<-l.touching
+	case <-ctx.Done():
+	}
 }
 
 // unlist takes back a Renew whose record is gone: the session ended in between, or the entry
