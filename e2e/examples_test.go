@@ -45,7 +45,7 @@ func startExample(t *testing.T, name string, ports []string, env ...string) *exa
 		Env:  env,
 		// The last thing that it starts.
 		Ready:  testenv.Listening(testenv.Loopback(x.ports[0])),
-		Within: time.Minute,
+		Within: 3 * time.Minute,
 	})
 	x.awaitOutput(t, "Ctrl-C stops everything.")
 	return x
@@ -53,7 +53,7 @@ func startExample(t *testing.T, name string, ports []string, env ...string) *exa
 
 func (x *example) awaitOutput(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !strings.Contains(x.Output(), text) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the example does not print %q but:\n%s", text, x.Output())
@@ -88,8 +88,8 @@ func (x *example) end(t *testing.T, sig os.Signal, want int) {
 	x.Signal(sig)
 	select {
 	case <-x.Done():
-	case <-time.After(30 * time.Second):
-		t.Fatalf("still there 30 s after %v", sig)
+	case <-time.After(time.Minute):
+		t.Fatalf("still there a minute after %v", sig)
 	}
 	if code := x.ExitCode(); code != want {
 		t.Errorf("exit code = %d after %v, want %d", code, sig, want)

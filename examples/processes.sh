@@ -47,7 +47,7 @@ await() {
 	local last=$((${#pids[@]} - 1)) tries=0
 	until "$@"; do
 		tries=$((tries + 1))
-		if [ $tries -gt 200 ] || ! kill -0 "${pids[$last]}" 2>/dev/null; then
+		if [ $tries -gt 600 ] || ! kill -0 "${pids[$last]}" 2>/dev/null; then
 			tail -n 20 "$state/${names[$last]}.log" >&2
 			die "${names[$last]} did not start; the end of its log is above"
 		fi
