@@ -22,12 +22,12 @@ const uses = "session: {idle_timeout: 1m}\n"
 
 // sentinelStore returns a store that sentinels watch over, in YAML.
 func sentinelStore(s *testenv.Sentinel) string {
-	return fmt.Sprintf("{driver: redis, redis: {sentinel: {addresses: %s, master: %s}}}", flow(s.Addresses()), testenv.SentinelMaster)
+	return fmt.Sprintf("{driver: redis, redis: {sentinel: {addresses: %s, master: %s}, timeout: %s}}", flow(s.Addresses()), testenv.SentinelMaster, patient)
 }
 
 // clusterStore returns a Redis Cluster, in YAML.
 func clusterStore(c *testenv.RedisCluster) string {
-	return fmt.Sprintf("{driver: redis, redis: {cluster: {addresses: %s}}}", flow(c.Addresses()))
+	return fmt.Sprintf("{driver: redis, redis: {cluster: {addresses: %s}, timeout: %s}}", flow(c.Addresses()), patient)
 }
 
 // postgresStore returns one or several PostgreSQL servers, in YAML.
@@ -36,8 +36,8 @@ func postgresStore(servers ...*testenv.Postgres) string {
 	for _, s := range servers {
 		hosts = append(hosts, s.Addr())
 	}
-	return fmt.Sprintf("{driver: postgres, postgres: {url: \"postgres://%s@%s/postgres?sslmode=disable\"}}",
-		testenv.PostgresUser, strings.Join(hosts, ","))
+	return fmt.Sprintf("{driver: postgres, postgres: {url: \"postgres://%s@%s/postgres?sslmode=disable\", timeout: %s}}",
+		testenv.PostgresUser, strings.Join(hosts, ","), patient)
 }
 
 // flow writes a list of addresses in YAML.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,11 +14,43 @@ import (
 
 // stalledTimeout is what these stories give Redis. A call to the store ends within twice
 // that, waiting for its turn included.
-const stalledTimeout = time.Second
+const stalledTimeout = 2 * time.Second
 
-// slowestAnswer is what an answer may take while the store gives none. The third second is
-// for a machine that has other things to do.
-const slowestAnswer = 3 * stalledTimeout
+// checkSlowest fails the test if an answer took longer than it may while the store gives
+// none: twice the timeout and something for the way. What the machine itself held answers
+// back, as those told that need no store, is nobody's fault.
+func checkSlowest(t *testing.T, l *load, p *pulse) {
+	t.Helper()
+	if most := 3*stalledTimeout + 2*p.slowest(); l.slowest > most {
+		t.Errorf("an answer took %v, want at most %v", l.slowest, most)
+	}
+}
+
+// A pulse asks for what needs no store, over and over again until the test ends.
+type pulse struct{ most atomic.Int64 }
+
+func startPulse(t *testing.T, site string) *pulse {
+	t.Helper()
+	p, s, over := new(pulse), newSender(t), make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			sent := time.Now()
+			_, _ = s.send(request{url: site + "/ping"})
+			p.most.Store(max(p.most.Load(), int64(time.Since(sent))))
+		}
+	})
+	t.Cleanup(func() { close(over); done.Wait() })
+	return p
+}
+
+// slowest returns how long an answer took at most.
+func (p *pulse) slowest() time.Duration { return time.Duration(p.most.Load()) }
 
 // A stall is a store that takes what it is asked and says nothing.
 type stall struct {
@@ -43,6 +77,7 @@ func TestStalledStore(t *testing.T) {
 	guests := signInGuests(t, c.url, people)
 	for _, stall := range stalls {
 		t.Run(stall.name, func(t *testing.T) {
+			p := startPulse(t, c.url)
 			l := startLoad(t, c.url, guests, http.StatusServiceUnavailable)
 			// Many people at once ask for the same few sessions.
 			crowd := []*load{l}
@@ -67,9 +102,7 @@ func TestStalledStore(t *testing.T) {
 			l.recovered(t, over)
 			for _, l := range crowd {
 				l.stop(t, "the store is stalled")
-				if l.slowest > slowestAnswer {
-					t.Errorf("an answer took %v", l.slowest)
-				}
+				checkSlowest(t, l, p)
 			}
 			checkServed(t, c.url, guests)
 			for _, n := range c.nodes {
@@ -84,7 +117,7 @@ func TestStalledStore(t *testing.T) {
 // answers say that nobody could check. Nodes stay ready for as long.
 func TestOutageGrace(t *testing.T) {
 	t.Parallel() // it waits, mostly
-	c, stalls := startStalling(t, "session: {outage_grace: 30s}\n")
+	c, stalls := startStalling(t, "session: {outage_grace: 5m}\n")
 	guests := signInGuests(t, c.url, people)
 	s := newSender(t)
 	for _, n := range c.nodes {
@@ -96,6 +129,7 @@ func TestOutageGrace(t *testing.T) {
 	}
 	for _, stall := range stalls {
 		t.Run(stall.name, func(t *testing.T) {
+			p := startPulse(t, c.url)
 			l := startLoad(t, c.url, guests)
 			l.awaitMore(t, http.StatusOK, 2*len(guests))
 			stall.begin()
@@ -119,9 +153,7 @@ func TestOutageGrace(t *testing.T) {
 				return l.unverified() == before
 			})
 			l.stop(t, "the store is stalled")
-			if l.slowest > slowestAnswer {
-				t.Errorf("an answer took %v", l.slowest)
-			}
+			checkSlowest(t, l, p)
 			t.Logf("%d of them said that nobody could check", l.unverified())
 		})
 	}
@@ -178,7 +210,10 @@ func TestNoHerdAfterOutage(t *testing.T) {
 		t.Fatalf("Redis counts %d reads, %v: %s", reads, err, text)
 	}
 	t.Logf("%d answers to %d people within %v of the store's return took %d reads", answers, few, took.Round(10*time.Millisecond), reads)
-	if most := readsEach*few*len(c.nodes) + readsASecond*int(took/time.Second+1); reads > most {
+	// On a slow machine the feed may take its time, and until then each session is read once
+	// in each lease.
+	seconds := int(took/time.Second + 1)
+	if most := readsEach*few*len(c.nodes) + readsASecond*seconds + few*len(c.nodes)*max(seconds-2, 0); reads > most {
 		t.Errorf("%d reads, want at most %d", reads, most)
 	}
 	for _, l := range loads {

@@ -117,7 +117,7 @@ func TestStoreDown(t *testing.T) {
 		port:     port,
 		client:   startDevProvider(t, "http://"+testenv.Loopback(port)),
 		upstream: startApp(t, "app"),
-		store:    redisStore(t, redis, time.Second, ""),
+		store:    redisStore(t, redis, 2*time.Second, ""),
 		keys:     newKeys(t),
 	})
 	n.awaitSignIn()
@@ -312,7 +312,7 @@ func TestSQLiteServesOneNode(t *testing.T) {
 	p := testenv.Start(t, testenv.Command{Path: program(t), Args: []string{"serve", "--config", second.config}})
 	select {
 	case <-p.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("two nodes serve from one SQLite file")
 	}
 	if code := p.ExitCode(); code != 1 {

@@ -20,7 +20,7 @@ import (
 func TestHostileStore(t *testing.T) {
 	redis := testenv.StartRedis(t, testenv.RedisOptions{})
 	rec := testenv.Record(t, testenv.OK)
-	store := fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: 300ms}}", redis.URL())
+	store := fmt.Sprintf("{driver: redis, redis: {url: %s, timeout: 2s}}", redis.URL())
 	keys := newKeys(t)
 	routes := strings.ReplaceAll("- {path: /, upstream: REC}\n- {path: /public/, require: anonymous, upstream: REC}", "REC", rec.URL)
 	// Every request asks the store.
@@ -165,7 +165,7 @@ func redisDo(t *testing.T, addr string, args ...string) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	fmt.Fprintf(conn, "*%d\r\n", len(args))
 	for _, arg := range args {
 		fmt.Fprintf(conn, "$%d\r\n%s\r\n", len(arg), arg)

@@ -213,7 +213,7 @@ func TestSecretsStaySecret(t *testing.T) {
 	n := startNode(t, nodeOptions{
 		port:     port,
 		client:   c,
-		store:    redisStore(t, redis, time.Second, password),
+		store:    redisStore(t, redis, 2*time.Second, password),
 		keys:     newKeys(t),
 		logLevel: "debug",
 		routes: "- {path: /, upstream: " + app.URL + "}\n" +
