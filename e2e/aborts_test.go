@@ -70,7 +70,7 @@ func TestClientsGoAway(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+				_ = conn.SetDeadline(time.Now().Add(time.Minute))
 				err = stages[i/len(names)%len(stages)](conn)
 				if i%2 == 0 { // a reset, in contrast to an end
 					_ = conn.(*net.TCPConn).SetLinger(0)

@@ -26,7 +26,7 @@ import (
 // A-Z8: a node that is told to go says so first, finishes what it has begun, and no
 // client notices.
 func TestDrain(t *testing.T) {
-	const delay, grace = 3 * time.Second, 10 * time.Second
+	const delay, grace = 6 * time.Second, 20 * time.Second
 	var slow atomic.Int32
 	app := sampleapp.New(sampleapp.Options{Name: "app"})
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -63,7 +63,7 @@ func TestDrain(t *testing.T) {
 	finished := make(chan error, 2)
 	for range cap(finished) {
 		go func() {
-			page, err := s.send(request{url: c.url + "/slow?ms=5000", cookie: guests[2].asCookie(), header: asScript})
+			page, err := s.send(request{url: c.url + "/slow?ms=9000", cookie: guests[2].asCookie(), header: asScript})
 			if err == nil && page.Status != http.StatusOK {
 				err = fmt.Errorf("a slow answer: %d %s", page.Status, firstLine(page.Body))
 			}
@@ -95,7 +95,7 @@ func TestDrain(t *testing.T) {
 
 	// Then the node ends its streams: a WebSocket with a close frame, and the answer of an
 	// event stream as a whole one.
-	ctx, cancel := context.WithTimeout(t.Context(), delay+grace)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, _, err := sockets["node-a"].Read(ctx); websocket.CloseStatus(err) != websocket.StatusGoingAway {
 		t.Errorf("the WebSocket ended with %v, not with 1001", err)
@@ -110,7 +110,7 @@ func TestDrain(t *testing.T) {
 	}
 	select {
 	case <-leaving.Done():
-	case <-time.After(delay + grace - time.Since(start)):
+	case <-time.After(time.Minute):
 		t.Fatalf("still there after %v", time.Since(start))
 	}
 	took := time.Since(start)

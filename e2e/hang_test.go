@@ -49,6 +49,7 @@ func TestOneAppHangs(t *testing.T) {
 	alice := signInGuest(t, n.url, "alice")
 	s := newSender(t)
 	s.client.Transport.(*http.Transport).MaxIdleConnsPerHost = 2 * places
+	s.client.Timeout = 5 * time.Minute // they wait
 	at := func(path string, header []string) *testenv.Page {
 		t.Helper()
 		return s.mustSend(t, request{url: n.url + path, cookie: alice.asCookie(), header: header})

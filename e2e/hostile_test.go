@@ -141,7 +141,7 @@ func startCountingProvider(t *testing.T, origins ...string) *countingProvider {
 
 // noRedirects is a client that shows redirects.
 var noRedirects = &http.Client{
-	Timeout:       10 * time.Second,
+	Timeout:       time.Minute,
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 

@@ -124,7 +124,7 @@ func startMonitor(t *testing.T, r *testenv.Redis) (commands func() []string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
 	lines := bufio.NewScanner(conn)
 	if _, err := io.WriteString(conn, "MONITOR\r\n"); err != nil || !lines.Scan() || lines.Text() != "+OK" {
 		t.Fatalf("MONITOR: %q, %v", lines.Text(), err)

@@ -158,7 +158,7 @@ func TestKeyRotation(t *testing.T) {
 	}
 	time.Sleep(time.Until(due))
 	// They warn of what has lasted when they hear of each other the next time.
-	const lasted = 40 * time.Second
+	const lasted = 2 * time.Minute
 	awaitWithin(t, lasted, "a node to say what it waits for", func() bool {
 		return strings.Contains(k.nodes["node-a"].Output(), `"nodes_without":["node-c"]`)
 	})
@@ -263,9 +263,7 @@ func TestKeysReloadUnderLoad(t *testing.T) {
 			n := k.nodes["node-b"]
 			writeFile(t, n.options.keys, `{"version": 1, "keys": [`)
 			await(t, "the alarm", func() bool { return n.metric("coatcheck_keys_reload_failed") == 1 })
-			if n.says("the key ring's file can't be used") == 0 {
-				t.Error("the log says nothing of a bad file")
-			}
+			await(t, "the log to say so", func() bool { return n.says("the key ring's file can't be used") > 0 })
 			l.awaitMore(t, http.StatusOK, 2*len(guests))
 		}
 		k.rotate()

@@ -15,7 +15,7 @@ import (
 // decides: the cookie is sent on and on, as no browser would.
 func TestLifetimes(t *testing.T) {
 	t.Parallel() // it waits, mostly
-	const idle, absolute = 2 * time.Second, 6 * time.Second
+	const idle, absolute = 4 * time.Second, 12 * time.Second
 	lifetimes := fmt.Sprintf("session: {idle_timeout: %s, absolute_timeout: %s}\n", idle, absolute)
 	for _, driver := range []string{"sqlite", "redis"} {
 		t.Run(driver, func(t *testing.T) {

@@ -187,7 +187,8 @@ func newFleet(t testing.TB, backends []store.Backend, o fleetOptions) *fleet {
 	})
 	for i, b := range backends {
 		quiet := slog.New(slog.DiscardHandler)
-		kept := guard.New(b, guard.Options{Timeout: 2 * patient, Logger: quiet})
+		// A crowd waits for its turn, on a busy machine for a while.
+		kept := guard.New(b, guard.Options{Timeout: 2 * time.Minute, Logger: quiet})
 		node := base
 		node.Node = fmt.Sprint("node-", i)
 		node.Store, node.Registry, node.Feed = kept, kept, kept

@@ -179,7 +179,7 @@ func TestStreamsEndWithTheirSession(t *testing.T) {
 			}
 			end(alice)
 			ended := time.Now()
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			for node, conn := range sockets {
 				_, _, err := conn.Read(ctx)

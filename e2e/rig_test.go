@@ -120,7 +120,7 @@ func (n *node) start() {
 		ready = testenv.Listening(n.addr)
 	}
 	n.Process = testenv.Start(n.t, testenv.Command{
-		Path: cmp.Or(n.options.program, program(n.t)), Args: []string{"serve", "--config", n.config}, Env: n.options.env, Ready: ready, Within: 30 * time.Second,
+		Path: cmp.Or(n.options.program, program(n.t)), Args: []string{"serve", "--config", n.config}, Env: n.options.env, Ready: ready,
 	})
 }
 
@@ -135,7 +135,7 @@ func (n *node) awaitSignIn() {
 
 // get returns the body of an answer, whatever its status.
 func get(url string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -153,7 +153,7 @@ func get(url string) (string, error) {
 // await polls until a condition holds.
 func await(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	awaitWithin(t, 20*time.Second, what, holds)
+	awaitWithin(t, time.Minute, what, holds)
 }
 
 // awaitWithin is await for what takes its time.

@@ -71,7 +71,7 @@ func TestEndSessionsElsewhere(t *testing.T) {
 	for _, g := range others[1:] {
 		c.denials(t, s, g, coatcheck.ReasonSignedOutElsewhere, ended, time.Second)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, conn := range sockets {
 		_, _, err := conn.Read(ctx)
@@ -114,7 +114,7 @@ func TestSignOutWithoutProvider(t *testing.T) {
 	for i, g := range []guest{alice, bob} {
 		began := time.Now()
 		c.signOut(t, s, c.nodes[c.names()[i]], g)
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("%s waited %v to be signed out", g.user, took)
 		}
 		c.denials(t, s, g, coatcheck.ReasonSignedOut, time.Now(), time.Second)

@@ -18,13 +18,14 @@ import (
 // byte, gets its answer and loses the connection, unless the body is an app's, who may wait
 // as long as it likes.
 func TestSlowBody(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	rec := testenv.Record(t, testenv.OK)
 	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{
 		routes: strings.ReplaceAll(`
 - {path: /, upstream: REC}
 - {path: /public, require: anonymous, upstream: REC}
 `, "REC", rec.URL),
-		more: "timeouts: {read_header: 300ms}\n",
+		more: "timeouts: {read_header: 2s}\n",
 	})
 	for _, tt := range []struct {
 		name, target string
@@ -46,7 +47,7 @@ func TestSlowBody(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = conn.SetDeadline(time.Now().Add(time.Minute))
 			if _, err := io.WriteString(conn, strings.Replace(s.request("POST", tt.target, tt.lines...), "Connection: close\r\n", "", 1)); err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +71,7 @@ func TestSlowBody(t *testing.T) {
 		}
 		req.Host = s.host
 		go func() {
-			time.Sleep(time.Second) // longer than the timeout, which is what must not end it
+			time.Sleep(4 * time.Second) // longer than the timeout, which is what must not end it
 			_, _ = io.WriteString(send, "late")
 			_ = send.Close()
 		}()

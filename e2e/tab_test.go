@@ -99,7 +99,7 @@ func (b *tab) open(url string) int {
 func (b *tab) await(expression string) {
 	b.t.Helper()
 	var problem error
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		var holds bool
 		if holds, problem = chromedp.Run(b.ctx, chromedp.Evaluate[bool]("Boolean("+expression+")")); problem == nil && holds {
@@ -108,7 +108,7 @@ func (b *tab) await(expression string) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	text, _ := chromedp.Run(b.ctx, chromedp.Evaluate[string](`location.href + "\n" + document.body?.innerText`))
-	b.t.Fatalf("waited 20 s for %s (%v) at %s", expression, problem, text)
+	b.t.Fatalf("waited a minute for %s (%v) at %s", expression, problem, text)
 }
 
 // awaitPage waits until a page whose main heading begins with these words is there.
