@@ -83,12 +83,3 @@ func explain(err error) error {
 	}
 	return err
 }
-
-// cause drops the path from a file error; the caller names the file once.
-func cause(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return fmt.Errorf("%s: %w", p.Op, p.Err)
-	}
-	return err
-}

@@ -183,3 +183,14 @@ func TestUnfitFilesAreRefused(t *testing.T) {
 		t.Error("Open without a file succeeded")
 	}
 }
+
+// Whoever reads that a file can't be opened is told which of them.
+func TestOpenNamesTheFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "coatcheck.db")
+	if err := os.Mkdir(file+".lock", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), Options{File: file}); err == nil || !strings.Contains(err.Error(), file+".lock: ") {
+		t.Errorf("Open = %v, want the name of the lock's file", err)
+	}
+}

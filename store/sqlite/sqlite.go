@@ -67,7 +67,7 @@ type Store struct {
 func Open(ctx context.Context, opts Options) (*Store, error) {
 	s, err := open(ctx, opts)
 	if err != nil {
-		return nil, fmt.Errorf("store/sqlite: open %s: %w", opts.File, cause(err))
+		return nil, fmt.Errorf("store/sqlite: open %s: %w", opts.File, err)
 	}
 	return s, nil
 }
