@@ -81,3 +81,29 @@ func TestTokensThatWereLongInComing(t *testing.T) {
 		})
 	}
 }
+
+// Tokens that come while their node is stopping, for a session that has ended, are revoked.
+func TestTokensThatComeWhileTheNodeStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		nodes, p := newRefreshing(t, 1)
+		r := nodes[0].beside(func(*Options) {})
+		ctx, stop := context.WithCancel(t.Context())
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); r.Run(ctx) }()
+		value := r.enter("alice", p)
+		p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
+		time.Sleep(accessLife - maxAhead/2)
+		live := r.wantUser("alice", value)
+		time.Sleep(time.Second)
+		if err := nodes[0].end(t.Context(), nodes[0].holdingOf(nil, live), coatcheck.ReasonIdle); err != nil {
+			t.Fatal(err)
+		}
+		stop()
+		<-stopped
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if len(p.sent) != 1 || len(p.revoked) != 1 {
+			t.Errorf("%d were sent, and %d revoked: want one each", len(p.sent), len(p.revoked))
+		}
+	})
+}

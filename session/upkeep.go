@@ -126,8 +126,10 @@ func (m *Manager) Run(ctx context.Context) {
 	var tasks sync.WaitGroup
 	tasks.Go(func() { m.listen(ctx) })
 	tasks.Go(func() { m.watchStreams(ctx) })
+	revoking, stopRevoking := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRevoking()
 	if m.Provider != nil {
-		tasks.Go(func() { m.revokeGrants(ctx) })
+		tasks.Go(func() { m.revokeGrants(revoking) })
 	}
 	for ctx.Err() == nil {
 		m := m.latest.Load()
@@ -150,6 +152,7 @@ func (m *Manager) Run(ctx context.Context) {
 	if err := m.renewal.close(ending); err != nil {
 		m.Logger.WarnContext(ctx, "sessions were still being renewed: some people may have to sign in again")
 	}
+	stopRevoking() // only now: a renewal may have brought what is to be revoked
 	tasks.Wait()
 }
 
