@@ -168,7 +168,7 @@ func TestRepairIsRefused(t *testing.T) {
 // What Redis loses of an index signs nobody out: they are listed, and counted.
 func TestRepairOnRedis(t *testing.T) {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
-	kept, err := redis.Open(t.Context(), redis.Options{URL: server.URL()})
+	kept, err := redis.Open(t.Context(), redis.Options{URL: server.URL(), Timeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func newEstate(t *testing.T) *estate { return newEstateOf(t, estateConfig) }
 // newSharedEstate returns one whose store is for several nodes.
 func newSharedEstate(t *testing.T) *estate {
 	server := testenv.StartRedis(t, testenv.RedisOptions{})
-	kept := fmt.Sprintf("store: {driver: redis, redis: {url: %q}}", server.URL())
+	kept := fmt.Sprintf("store: {driver: redis, redis: {url: %q, timeout: 10s}}", server.URL())
 	return newEstateOf(t, strings.Replace(estateConfig, "store: {driver: sqlite, sqlite: {file: coatcheck.db}}", kept, 1))
 }
 

@@ -69,7 +69,7 @@ listen: %s
 public_url: %s
 insecure_http: true
 keys: {file: keys.json}
-store: {driver: redis, redis: {url: %q, timeout: 2s}}
+store: {driver: redis, redis: {url: %q, timeout: 10s}}
 session: {escrow: true}
 providers: [{name: dev, issuer: %q, client_id: test, client_secret_file: secret, scopes: [openid, email, offline_access]}]
 routes: [{path: /, upstream: %q}]
