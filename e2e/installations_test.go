@@ -31,7 +31,7 @@ func TestInstallationsShareARedis(t *testing.T) {
 			port:     ports[i],
 			client:   provider,
 			upstream: startApp(t, "app"),
-			store:    fmt.Sprintf("{driver: redis, redis: {url: %s, key_prefix: %q}}", redis.URL(), prefix),
+			store:    fmt.Sprintf("{driver: redis, redis: {url: %s, key_prefix: %q, timeout: %s}}", redis.URL(), prefix, patient),
 			keys:     newKeys(t),
 		})
 		n.awaitSignIn()

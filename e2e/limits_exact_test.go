@@ -91,16 +91,22 @@ func TestExactLimitsUnderFaults(t *testing.T) {
 			})
 			const crowd = 300
 			var unknown atomic.Int64
-			atOnce(crowd, func(i int) {
-				switch _, err := f.signIn(t.Context(), i, "alice", "shop", ""); {
-				case err == nil:
-					f.ledger.look(t)
-				case coatcheck.CodeOf(err) == coatcheck.CodeUnknown:
-					unknown.Add(1)
-				default:
-					t.Errorf("a sign-in: %v", err)
+			// A fast machine may be through with a crowd before anything has broken off.
+			for range 10 {
+				atOnce(crowd, func(i int) {
+					switch _, err := f.signIn(t.Context(), i, "alice", "shop", ""); {
+					case err == nil:
+						f.ledger.look(t)
+					case coatcheck.CodeOf(err) == coatcheck.CodeUnknown:
+						unknown.Add(1)
+					default:
+						t.Errorf("a sign-in: %v", err)
+					}
+				})
+				if unknown.Load() > 0 {
+					break
 				}
-			})
+			}
 			close(over)
 			trouble.Wait()
 			for _, p := range proxies {
@@ -111,7 +117,7 @@ func TestExactLimitsUnderFaults(t *testing.T) {
 				_, err := f.agreed()
 				return err
 			})
-			t.Logf("%d sign-ins at once, of %d nobody knows; %s", crowd, unknown.Load(), f.ledger.report())
+			t.Logf("%d sign-ins at once, of some nobody knows: %d; %s", crowd, unknown.Load(), f.ledger.report())
 			if len(f.ledger.held) == 0 || unknown.Load() == 0 {
 				t.Error("there was no trouble, or nothing else")
 			}
