@@ -29,6 +29,16 @@ func (r *rig) refOf(t *testing.T, cookie http.Header) coatcheck.Ref {
 	return live.Ref
 }
 
+// startOf returns when a live session began, in UTC.
+func (r *rig) startOf(t *testing.T, cookie http.Header) time.Time {
+	t.Helper()
+	live, err := r.Sessions.Load(t.Context(), cookie)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return live.Created.UTC()
+}
+
 var tokenField = regexp.MustCompile(`name="token" value="([^"]+)"`)
 
 // tokenOf returns the token in the form of a page.
@@ -63,7 +73,7 @@ func TestSessionsPage(t *testing.T) {
 	}
 	for _, want := range []string{
 		"You are signed in as alice.", "You are signed in here and in one other place.", "Firefox on Linux", "This browser",
-		"app.example.com · from 192.0.2.7", `<time datetime="` + time.Now().UTC().Format("2006-01-02T"), " UTC</time>",
+		"app.example.com · from 192.0.2.7", `<time datetime="` + r.startOf(t, other).Format("2006-01-02T"), " UTC</time>",
 		`value="` + string(r.refOf(t, other)) + `"`, "Sign out everywhere else", `href="/oauth2/sign_out"`,
 	} {
 		if !strings.Contains(body, want) {
