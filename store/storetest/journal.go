@@ -139,7 +139,7 @@ func openJournals(t testing.TB, h JournalHarness) ([]store.Journal, []*reader, c
 func wantAllTold(t testing.TB, ctx context.Context, readers []*reader, events []string, maybe func(string) bool) {
 	t.Helper()
 	// Who has not heard after this long never will.
-	ctx, cancel := context.WithTimeout(ctx, patience/3)
+	ctx, cancel := context.WithTimeout(ctx, patience/2)
 	defer cancel()
 	for n, r := range readers {
 		r.wantTold(t, ctx, fmt.Sprint("node ", n), events, maybe)
@@ -267,9 +267,9 @@ func testJournalOutage(t testing.TB, h JournalHarness, o Outage) {
 	time.Sleep(beat)
 	end := o.Begin(t)
 	returns(t, "Append in an outage", func() {
-		for _, j := range all {
+		raceOf(nodes, all, func(j store.Journal, _ int) {
 			wantUnknown(t, "Append in an outage", j.Append(context.WithoutCancel(ctx), []byte("in the outage")))
-		}
+		})
 	})
 	end()
 	for _, j := range all {

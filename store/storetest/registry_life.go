@@ -309,7 +309,8 @@ func beginPatience(t testing.TB, h RegistryHarness) (finish func(t testing.TB, c
 		if now := time.Now().Add(clockSlack); late.Before(now) {
 			late = now // others were at work meanwhile
 		}
-		for len(all) < len(want) && time.Now().Before(late) {
+		for asked := from; len(all) < len(want) && asked.Before(late); time.Sleep(10 * grain) {
+			asked = time.Now()
 			for id, e := range r.reap() {
 				if id == "expired" && !slices.Contains(want, id) && time.Since(claiming) > store.ClaimLife-grain {
 					continue // the sections took so long; it is claimed for another ClaimLife
@@ -319,7 +320,6 @@ func beginPatience(t testing.TB, h RegistryHarness) (finish func(t testing.TB, c
 				}
 				all[id] = e
 			}
-			time.Sleep(10 * grain)
 		}
 		wantIDs(r, "Reap after "+patience.String(), names(all), want...)
 		return all

@@ -311,10 +311,10 @@ func testRegistryOutage(t testing.TB, h RegistryHarness, o Outage) {
 
 	end := o.Begin(t)
 	returns(t, "a call in an outage", func() {
-		for _, r := range all {
+		raceOf(nodes, all, func(r roll, _ int) {
 			// What is tried now may happen later, so it is somebody else's.
 			wantRegistryUnknown(t, r, context.WithoutCancel(r.ctx), "carol", "in an outage")
-		}
+		})
 	})
 	end()
 	for _, r := range all {

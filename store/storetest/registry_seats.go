@@ -130,9 +130,18 @@ func testTotalInherited(t testing.TB, h RegistryHarness) {
 
 	// A seat that was taken over lives as long as its new entry.
 	r.remove(ofUser(1))
-	_, err := r.Admit(r.ctx, session("e"), short, limits, "")
-	must(t, "Admit", err)
-	wantIDs(t, "Admit that replaces", r.admit(session("f"), limits, "e"), "e")
+	for {
+		began := time.Now()
+		_, err := r.Admit(r.ctx, session("e"), short, limits, "")
+		must(t, "Admit", err)
+		ending := r.admit(session("f"), limits, "e")
+		if len(ending) == 0 && time.Since(began) >= short-grain {
+			r.remove(session("e"), session("f")) // on a busy machine it was over before
+			continue
+		}
+		wantIDs(t, "Admit that replaces", ending, "e")
+		break
+	}
 	time.Sleep(2 * short)
 	r.refuse(ofUser(3), limits, "", store.LimitTotal)
 	r.remove(session("e"))

@@ -91,7 +91,7 @@ func Run(t *testing.T, h Harness) {
 
 // patience bounds every wait of the suite. It says that something never happened,
 // not that it was slow.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // long is a lifetime that no test outlives.
 const long = time.Hour

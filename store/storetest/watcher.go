@@ -135,9 +135,6 @@ func openWatched(t testing.TB, h WatcherHarness) ([]WatchedStore, []*watch, cont
 func testWatch(t testing.TB, h WatcherHarness) {
 	all, watches, ctx := openWatched(t, h)
 	odd := []string{"k", "k\x00", "*", "a\r\nb", "\xff", "é", string(make([]byte, store.MaxKey))}
-	for i, key := range odd {
-		must(t, "Create", all[i%nodes].Create(ctx, key, []byte("v"), long))
-	}
 	for _, change := range []struct {
 		name string
 		do   func(s store.Store, key string) error
@@ -148,20 +145,33 @@ func testWatch(t testing.TB, h WatcherHarness) {
 		}},
 		{"Delete", func(s store.Store, key string) error { return s.Delete(ctx, key) }},
 	} {
-		from := make([]int, nodes)
-		for n, w := range watches {
-			w.waitCurrent(t, ctx) // what came before is told
-			from[n] = w.count()
-		}
-		for i, key := range odd {
-			must(t, change.name, change.do(all[i%nodes], key))
-		}
-		for n, w := range watches {
-			w.waitCurrent(t, ctx)
-			told := w.told(from[n])
+		// A reset tells of no key. On a machine that stands still for a while a feed may
+		// need one, so what counts is a round without.
+		for reset := true; reset; {
 			for i, key := range odd {
-				if !slices.Contains(told, feedEvent{kind: "changed", key: key}) {
-					t.Errorf("%s of %q on node %d was not told to node %d", change.name, key, i%nodes, n)
+				must(t, "Delete", all[i%nodes].Delete(ctx, key))
+				must(t, "Create", all[i%nodes].Create(ctx, key, []byte("v"), long))
+			}
+			from := make([]int, nodes)
+			for n, w := range watches {
+				w.waitCurrent(t, ctx) // what came before is told
+				from[n] = w.count()
+			}
+			for i, key := range odd {
+				must(t, change.name, change.do(all[i%nodes], key))
+			}
+			told := make([][]feedEvent, nodes)
+			reset = false
+			for n, w := range watches {
+				w.waitCurrent(t, ctx)
+				told[n] = w.told(from[n])
+				reset = reset || slices.Contains(told[n], feedEvent{kind: "reset"})
+			}
+			for n := range told {
+				for i, key := range odd {
+					if !reset && !slices.Contains(told[n], feedEvent{kind: "changed", key: key}) {
+						t.Errorf("%s of %q on node %d was not told to node %d", change.name, key, i%nodes, n)
+					}
 				}
 			}
 		}
@@ -227,7 +237,8 @@ func testWatchTouch(t testing.TB, h WatcherHarness) {
 	must(t, "Delete", all[1].Delete(ctx, key))
 	for n, w := range watches {
 		w.waitCurrent(t, ctx)
-		if !slices.Contains(w.told(from[n]), feedEvent{kind: "changed", key: key}) {
+		told := w.told(from[n])
+		if !slices.Contains(told, feedEvent{kind: "changed", key: key}) && !slices.Contains(told, feedEvent{kind: "reset"}) {
 			t.Errorf("Delete was not told to node %d", n)
 		}
 	}
@@ -294,16 +305,19 @@ func wantPromise(t testing.TB, watches []*watch, made []change) {
 
 func testWatchLoad(t testing.TB, h WatcherHarness) {
 	all, watches, ctx := openWatched(t, h)
-	busy, idle := context.WithTimeout(ctx, 12*beat)
-	defer idle()
-	made := make([][]change, contenders)
-	race(all, func(s WatchedStore, i int) { made[i] = changing(t, s, watches, busy, ctx, i) })
+	var flat []change
+	for len(flat) < contenders {
+		if ctx.Err() != nil {
+			t.Fatalf("only %d changes were made", len(flat))
+		}
+		busy, idle := context.WithTimeout(ctx, 12*beat)
+		made := make([][]change, contenders)
+		race(all, func(s WatchedStore, i int) { made[i] = changing(t, s, watches, busy, ctx, i) })
+		idle()
+		flat = slices.Concat(flat, slices.Concat(made...))
+	}
 	for _, w := range watches {
 		w.waitCurrent(t, ctx)
-	}
-	flat := slices.Concat(made...)
-	if len(flat) < contenders {
-		t.Fatalf("only %d changes were made", len(flat))
 	}
 	wantPromise(t, watches, flat)
 }
