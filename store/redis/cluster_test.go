@@ -143,9 +143,7 @@ func TestCluster(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		patient := opts
-		patient.Timeout = 20 * time.Second
-		waits := open(t, patient)
+		waits := open(t, opts)
 		var wg sync.WaitGroup
 		wg.Go(func() { // until its two keys are together
 			if err := e.change(torn, func() error { return waits.Replace(ctx, torn, read.Revision, []byte(torn), time.Hour) }); err != nil {
@@ -206,7 +204,7 @@ func TestCluster(t *testing.T) {
 			}},
 		}
 		hasty := opts
-		hasty.Timeout = 600 * time.Millisecond
+		hasty.Timeout = time.Second
 		storetest.Run(t, storetest.Harness{Open: opener[store.Store](hasty), Outages: outages})
 	})
 
@@ -238,7 +236,7 @@ func TestIdleTimeoutOnCluster(t *testing.T) {
 	env := testenv.StartRedisCluster(t, testenv.ClusterOptions{})
 	wrong := env.Nodes()[2]
 	wrong.Must("CONFIG", "SET", "timeout", "1")
-	s := open(t, Options{Cluster: &Cluster{Addresses: env.Addresses()[:1]}, Timeout: time.Second})
+	s := open(t, Options{Cluster: &Cluster{Addresses: env.Addresses()[:1]}})
 	if err := s.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), wrong.Addr()+" ends connections") {
 		t.Errorf("Ping: %v, want %s", err, wrong.Addr())
 	}
