@@ -18,8 +18,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// open is Open, with calls that are patient unless opts say how long they take: the machine
+// now and then stands still.
 func open(t testing.TB, opts Options) *Store {
 	t.Helper()
+	if opts.Timeout == 0 {
+		opts.Timeout = 20 * time.Second
+	}
 	s, err := Open(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
@@ -84,9 +89,9 @@ func TestConformance(t *testing.T) {
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	storetest.RunBackend(t, storetest.BackendHarness{
 		Open: func(t testing.TB, nodes int) []store.Backend {
-			opts := Options{URL: server.URL(), Timeout: 10 * time.Second, MaxConns: 8}
+			opts := Options{URL: server.URL(), MaxConns: 8}
 			if strings.Contains(t.Name(), "Outage/") { // of which most is waiting for timeouts
-				opts.Timeout = 400 * time.Millisecond
+				opts.Timeout = time.Second
 			}
 			var all []store.Backend
 			for _, s := range openAll(t, opts, nodes) {

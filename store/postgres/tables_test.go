@@ -142,9 +142,8 @@ func TestUseMovesNoIndex(t *testing.T) {
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
 	s, ctx := openAll(t, Options{URL: server.URL()}, 1)[0], t.Context()
 	e := store.Entry{ID: "e", Tenant: "acme", User: "alice", Record: "k"}
-	const brief = 50 * time.Millisecond
-	must(t, s.Create(ctx, "k", []byte("v"), brief))
-	_, err := s.Admit(ctx, e, brief, store.Limits{}, "")
+	must(t, s.Create(ctx, "k", []byte("v"), time.Minute))
+	_, err := s.Admit(ctx, e, time.Minute, store.Limits{}, "")
 	must(t, err)
 	for _, table := range []string{"records", "entries"} {
 		use := func(ttl time.Duration) error { return s.Touch(ctx, "k", ttl) }
@@ -167,7 +166,9 @@ func TestUseMovesNoIndex(t *testing.T) {
 		if now := due(); !now.Equal(first) {
 			t.Errorf("%s: being used moved due from %s to %s", table, first, now)
 		}
-		time.Sleep(brief)
+		// Its first end has come.
+		_, err := s.pool.Exec(ctx, "UPDATE "+table+" SET due = clock_timestamp() - interval '1 second'")
+		must(t, err)
 		must(t, look())
 		if !one[bool](t, s, "SELECT due = expires FROM "+table) {
 			t.Errorf("%s: the reaper looked and left due where it was", table)
@@ -350,17 +351,19 @@ func TestTotalBesideNone(t *testing.T) {
 func TestLocksEndWithTheirNode(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
-	nodes := openAll(t, Options{URL: server.URL(), Timeout: time.Second}, 2)
+	const timeout = time.Second
+	nodes := openAll(t, Options{URL: server.URL(), Timeout: timeout}, 2)
 	e := store.Entry{ID: "e", Tenant: "acme", User: "alice", Record: "k"}
 	stopped, err := pgx.ConnectConfig(t.Context(), nodes[0].config)
 	must(t, err)
 	defer nodes[0].hangUp(stopped)
+	locked := time.Now()
 	_, _, err = nodes[0].lockAndList(t.Context(), stopped, e, store.Limits{Total: 1}, "")
 	must(t, err)
 
 	brief, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := nodes[1].Admit(brief, e, time.Hour, store.Limits{}, ""); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := nodes[1].Admit(brief, e, time.Hour, store.Limits{}, ""); !errors.Is(err, context.DeadlineExceeded) && time.Since(locked) < timeout {
 		t.Errorf("Admit beside another one of the same user: %v", err)
 	}
 	for end := time.Now().Add(20 * time.Second); ; {
