@@ -155,6 +155,7 @@ func hostileWire(t *testing.T, s *site) {
 		const smuggled = "GET /admin HTTP/1.1\r\nHost: app.t1.test\r\nConnection: close\r\n\r\n"
 		for name, request := range map[string]string{
 			"CL and TE":        "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + smuggled,
+			" chunked":         "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nContent-Length: 4\r\nTransfer-Encoding:  chunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"xchunked":         "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"chunked, twice":   "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n" + smuggled,
 			"chunked identity": "POST /public/x HTTP/1.1\r\nHost: app.t1.test\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n" + smuggled,
@@ -179,7 +180,7 @@ func hostileWire(t *testing.T, s *site) {
 					}
 				}
 				if len(answers) > 1 {
-					s.denied(t, &answer{Response: answers[1].Response}, true)
+					t.Errorf("%d answers: the connection outlives a request whose end is not certain", len(answers))
 				}
 			})
 		}

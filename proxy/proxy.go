@@ -93,7 +93,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.finish(x)
 	x.bodyUntil(x.start.Add(p.BodyTimeout))
 	x.id = x.client.requestID(r)
-	if p.draining.Load() && r.Header.Get("Upgrade") == "" { // a 101's Connection is the app's
+	switch {
+	case len(r.TransferEncoding) > 0: // perhaps beside a Content-Length, which net/http does not tell (RFC 9112 §6.1)
+		w.Header().Set("Connection", "close")
+	case p.draining.Load() && r.Header.Get("Upgrade") == "": // a 101's Connection is the app's
 		w.Header().Set("Connection", "close")
 	}
 	if err := p.serve(x); err != nil {
