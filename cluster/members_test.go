@@ -292,7 +292,7 @@ func TestManyAtOnce(t *testing.T) {
 	const count = 5
 	var group sync.WaitGroup
 	for i := range count {
-		kept, err := redis.Open(t.Context(), redis.Options{URL: server.URL(), Timeout: 5 * time.Second})
+		kept, err := redis.Open(t.Context(), redis.Options{URL: server.URL(), Timeout: patient})
 		if err != nil {
 			t.Fatal(err)
 		}
