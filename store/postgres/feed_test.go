@@ -158,6 +158,7 @@ func TestFeedHearsOnlyItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	stopReaper(s)
 	own := s.pool
 	s.pool = elsewhere
 	ctx, cancel := context.WithCancel(t.Context())

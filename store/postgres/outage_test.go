@@ -37,9 +37,10 @@ func eventually(t testing.TB, what string, done func() error) {
 func TestServerDownAtOpen(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{})
-	opts := Options{URL: server.URL() + "&search_path=test", Timeout: time.Second}
+	opts := Options{URL: server.URL() + "&search_path=test"}
 	migrate(t, open(t, opts))
 	server.Stop()
+	opts.Timeout = time.Second
 	s := open(t, opts)
 	if err := s.Ping(t.Context()); err == nil {
 		t.Error("Ping succeeded without a server")
@@ -80,6 +81,7 @@ func TestCallsTimeOut(t *testing.T) {
 	t.Parallel()
 	server := testenv.StartPostgres(t, testenv.PostgresOptions{Password: password})
 	s := openAll(t, Options{URL: server.URL(), Password: password, Timeout: time.Second}, 1)[0]
+	stopReaper(s)
 	s.timeout = 50 * time.Millisecond                                  // of calls; that of connections stays
 	eventually(t, "Ping", func() error { return s.Ping(t.Context()) }) // so that there is a connection
 	server.Pause()

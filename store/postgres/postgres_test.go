@@ -72,15 +72,25 @@ func inSchema(url string) string {
 	return fmt.Sprintf("%s&search_path=test%d", url, schemas.Add(1))
 }
 
+// stopReaper leaves a Store to the test, which may then change it.
+func stopReaper(s *Store) {
+	s.stop()
+	s.reaper.Wait()
+}
+
 // openAll opens a Store per node in a schema of their own, which is migrated.
 func openAll(t testing.TB, opts Options, nodes int) []*Store {
 	t.Helper()
 	opts.URL = inSchema(opts.URL)
+	patient := opts
+	patient.Timeout = 0
+	made := open(t, patient)
+	migrate(t, made)
+	must(t, made.Close())
 	all := make([]*Store, nodes)
 	for i := range all {
 		all[i] = open(t, opts)
 	}
-	migrate(t, all[0])
 	return all
 }
 
