@@ -266,6 +266,10 @@ type Timeouts struct {
 	// ReadHeader bounds the time a client takes to send a request's header, and the
 	// body of a request that no app gets. Default 10s, from 100ms to 5m.
 	ReadHeader time.Duration `yaml:"read_header"`
+	// Upload bounds how long a client may keep an app waiting for the body of a request,
+	// by sending nothing or less than 240 bytes a second. Default 60s, from 1s to 1h; 0s is
+	// no bound.
+	Upload time.Duration `yaml:"upload"`
 	// Idle bounds the time a kept-alive connection waits for its next request.
 	// Default 120s, from 1s to 1h.
 	Idle time.Duration `yaml:"idle"`
@@ -315,7 +319,7 @@ func (c *Config) defaults() {
 		},
 		Endpoints: Endpoints{Prefix: "/oauth2"},
 		Limits:    Limits{HeaderBytes: 64 << 10, URIBytes: 16 << 10, Cookies: 256, UpstreamRequests: 1000},
-		Timeouts:  Timeouts{ReadHeader: 10 * time.Second, Idle: 2 * time.Minute},
+		Timeouts:  Timeouts{ReadHeader: 10 * time.Second, Upload: time.Minute, Idle: 2 * time.Minute},
 		Shutdown:  Shutdown{Delay: 3 * time.Second, Grace: 30 * time.Second},
 		Log:       Log{Level: slog.LevelInfo, Access: true},
 	}

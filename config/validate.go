@@ -298,6 +298,9 @@ func (v *validator) bounds() {
 	v.whole("limits.cookies", l.Cookies, 16, 4096)
 	v.whole("limits.upstream_requests", l.UpstreamRequests, 0, 1_000_000)
 	v.between("timeouts.read_header", t.ReadHeader, 100*time.Millisecond, 5*time.Minute)
+	if t.Upload != 0 {
+		v.between("timeouts.upload", t.Upload, time.Second, time.Hour)
+	}
 	v.between("timeouts.idle", t.Idle, time.Second, time.Hour)
 	v.between("shutdown.delay", s.Delay, 0, 10*time.Minute)
 	v.between("shutdown.grace", s.Grace, 0, time.Hour)

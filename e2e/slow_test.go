@@ -15,8 +15,7 @@ import (
 )
 
 // A-W10, bodies: a client that announces a body and never sends it, or sends it byte by
-// byte, gets its answer and loses the connection, unless the body is an app's, who may wait
-// as long as it likes.
+// byte, gets its answer and loses the connection; one whose body an app waits for may take longer.
 func TestSlowBody(t *testing.T) {
 	t.Parallel() // it waits, mostly
 	rec := testenv.Record(t, testenv.OK)
@@ -84,6 +83,43 @@ func TestSlowBody(t *testing.T) {
 			t.Errorf("%s, %v", resp.Status, err)
 		}
 	})
+}
+
+// A-W10, uploads: clients that send an app next to nothing are given up, and their places with
+// them.
+func TestSlowUploads(t *testing.T) {
+	t.Parallel()
+	rec := testenv.Record(t, testenv.OK)
+	s := startSite(t, "https://app.t1.test", "__Host-coatcheck", rec, nodeOptions{
+		routes: "- {path: /, require: anonymous, upstream: " + rec.URL + "}",
+		more:   "timeouts: {read_header: 1s, upload: 1s}\nlimits: {upstream_requests: 10}\n",
+	})
+	var given sync.WaitGroup
+	for i := range 40 {
+		conn, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(time.Minute))
+		line, text := "Content-Length: 10000", "x"
+		if i%2 == 0 {
+			line, text = "Transfer-Encoding: chunked", "1\r\nx\r\n"
+		}
+		if _, err := io.WriteString(conn, strings.Replace(s.request("POST", "/x", line), "Connection: close\r\n", "", 1)); err != nil {
+			t.Fatal(err)
+		}
+		go drip(conn, text)
+		given.Go(func() {
+			answer, err := io.ReadAll(conn)
+			if err != nil && !errors.Is(err, syscall.ECONNRESET) ||
+				!strings.HasPrefix(string(answer), "HTTP/1.1 400 ") && !strings.HasPrefix(string(answer), "HTTP/1.1 503 ") {
+				t.Errorf("%.200q, %v", answer, err)
+			}
+		})
+	}
+	given.Wait()
+	s.served(t, s.get(t, "/"), "")
 }
 
 // drip sends text again and again, until the connection is closed.

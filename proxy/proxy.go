@@ -49,7 +49,7 @@ type Options struct {
 	Metrics   *metrics.Metrics
 	Logger    *slog.Logger
 	// BodyTimeout bounds the wait for a body that no app gets: of a form of ours, or of a
-	// request that is refused. How long an upload to an app takes is not bounded.
+	// request that is refused. An upload to an app may take longer (upstream.Options).
 	BodyTimeout time.Duration
 	// AccessLog takes a line for each request, in one Write, by many goroutines at once;
 	// nil: none are written.

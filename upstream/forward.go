@@ -20,10 +20,10 @@ func (ex *exchange) forward() {
 	if out.ContentLength == 0 {
 		out.Body = nil // with none a request can be sent again where the connection was closed
 	} else {
-		body := &requestBody{body: out.Body, failed: &ex.upload}
-		out.Body = body
+		ex.upload = newRequestBody(ex)
+		out.Body = ex.upload
 		// The transport may read it even when it has returned, and no handler may do that.
-		defer body.Close()
+		defer ex.upload.Close()
 	}
 	res, err := ex.up.options.Transport.RoundTrip(out)
 	if err != nil {

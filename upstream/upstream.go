@@ -40,6 +40,9 @@ type Options struct {
 	Streams   *Streams          // shared; where open WebSockets and event streams are kept
 	Bulkhead  *Bulkhead         // shared between upstreams of the same app; nil: no bound
 	Broken    func()            // is called when the app breaks off an answer in mid-body; nil: nobody counts
+	// UploadPatience bounds how long the client may keep the app waiting for a request's
+	// body, at a stretch or by sending fewer than 240 bytes a second; zero is no bound.
+	UploadPatience time.Duration
 }
 
 // NewTransport returns a transport for plain HTTP/1.1 between a proxy and few busy
@@ -128,7 +131,8 @@ type Session interface {
 //
 //   - CodeForbiddenOrigin, CodeUpgradeRequired: a WebSocket handshake that is refused;
 //     the app was not asked. An answer to the second names the version, 13.
-//   - CodeMalformed: a broken handshake, or a request body that can't be read.
+//   - CodeMalformed: a broken handshake, or a request body that can't be read, or does not
+//     come in time.
 //   - CodeUpstreamBusy: Options.Bulkhead has no place; the app was not asked.
 //   - CodeUpstreamFailed, CodeUpstreamTimeout: the app can't be reached, talks nonsense,
 //     or does not answer in time.
@@ -194,7 +198,7 @@ type exchange struct {
 
 	url       url.URL       // of the request that the app gets
 	websocket string        // Sec-WebSocket-Accept to be expected; "" if no tunnel is asked for
-	upload    atomic.Value  // error of reading the request's body
+	upload    *requestBody  // nil: there is none
 	body      answerBody    // the answer's body
 	tunnel    *tunnel       // after a 101
 	place     *Bulkhead     // where a place is to be given back; nil: nowhere, or not any more
@@ -236,8 +240,9 @@ func (ex *exchange) fail(err error) {
 	const op = "upstream.forward"
 	code := coatcheck.CodeUpstreamFailed
 	var timeout net.Error
-	upload, _ := ex.upload.Load().(error)
-	switch {
+	switch upload := ex.upload.failure(); {
+	case errors.Is(upload, errLate):
+		code, err = coatcheck.CodeMalformed, upload
 	case errors.Is(ex.in.Context().Err(), context.Canceled): // net/http does so when the client hangs up
 		code = coatcheck.CodeUnknown
 	case upload != nil:
@@ -344,39 +349,6 @@ func (ex *exchange) cutAnswer() {
 		_ = http.NewResponseController(ex.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
 	}
 }
-
-// A requestBody keeps the error of reading it, so that a client's fault is not taken
-// for the app's.
-//
-// Close ends the reading and does not close the body: net/http does that behind the answer.
-// It waits for what is still to come of the body, and a client may send that only when it has
-// the answer (RFC 9110 §10.1.1).
-type requestBody struct {
-	body   io.Reader
-	failed *atomic.Value
-	closed atomic.Bool
-}
-
-func (b *requestBody) Read(p []byte) (int, error) {
-	if b.closed.Load() {
-		return 0, http.ErrBodyReadAfterClose
-	}
-	n, err := b.body.Read(p)
-	if err != nil && err != io.EOF {
-		b.failed.CompareAndSwap(nil, bodyError{err})
-	}
-	return n, err
-}
-
-func (b *requestBody) Close() error {
-	b.closed.Store(true)
-	return nil
-}
-
-// bodyError gives the errors in an atomic.Value one type.
-type bodyError struct{ error }
-
-func (e bodyError) Unwrap() error { return e.error }
 
 // cutPrefix removes prefix, which is decoded, from a raw path on a segment boundary. A
 // judged path has no encoded slashes, so that its raw form has the same segments.

@@ -329,6 +329,41 @@ func TestForwardBadBody(t *testing.T) {
 	}
 }
 
+// A body that does not come is the client's fault too (A-W10), and only that: an app may take
+// its time to read it, and to answer.
+func TestForwardSlowBody(t *testing.T) {
+	patience := func(d time.Duration) func(*upstream.Options) {
+		return func(o *upstream.Options) { o.UploadPatience = d }
+	}
+	rec := testenv.Record(t, testenv.OK)
+	r := newRig(t, rec.URL, patience(200*time.Millisecond), nil)
+	for _, framing := range []string{"Content-Length: 10\r\n\r\nab", "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"} {
+		answer := testenv.Send(t, r.addr, "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+framing)
+		if !strings.HasSuffix(answer, string(coatcheck.CodeMalformed)) {
+			t.Errorf("answer = %q, want %s", answer, coatcheck.CodeMalformed)
+		}
+	}
+
+	const size = 8 << 20 // more than the buffers on the way hold
+	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		time.Sleep(3 * time.Second)
+		if n, err := io.Copy(io.Discard, req.Body); n != size || err != nil {
+			t.Errorf("the app got %d bytes, %v", n, err)
+		}
+		time.Sleep(3 * time.Second)
+	}))
+	t.Cleanup(app.Close)
+	r = newRig(t, app.URL, patience(2*time.Second), nil)
+	resp, err := http.Post(r.URL, "", strings.NewReader(strings.Repeat("x", size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Error(resp.Status)
+	}
+}
+
 // Bodies pass in both directions while they are made.
 func TestForwardStreams(t *testing.T) {
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -272,16 +272,17 @@ func (n *node) newRoutes(cfg *config.Config) (*sites, error) {
 				s.apps = append(s.apps, app)
 			}
 			target.Upstream = upstream.New(upstream.Options{
-				URL:          r.Upstream,
-				StripPrefix:  stripped(r),
-				PreserveHost: r.PreserveHost,
-				Origins:      origins(r.WebSocketOrigins),
-				Headers:      upstream.IdentityHeaders(cfg.Headers),
-				Jar:          n.jar,
-				Transport:    n.apps.transport(r.Timeout),
-				Streams:      n.streams,
-				Bulkhead:     n.apps.bulkhead(app, cfg.Limits.UpstreamRequests),
-				Broken:       n.counts.AnswerBroken,
+				URL:            r.Upstream,
+				StripPrefix:    stripped(r),
+				PreserveHost:   r.PreserveHost,
+				Origins:        origins(r.WebSocketOrigins),
+				Headers:        upstream.IdentityHeaders(cfg.Headers),
+				Jar:            n.jar,
+				Transport:      n.apps.transport(r.Timeout),
+				Streams:        n.streams,
+				Bulkhead:       n.apps.bulkhead(app, cfg.Limits.UpstreamRequests),
+				Broken:         n.counts.AnswerBroken,
+				UploadPatience: cfg.Timeouts.Upload,
 			})
 		}
 		host := authority(cfg.PublicURL, r.Host)
