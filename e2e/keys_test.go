@@ -223,6 +223,7 @@ func TestKeyRotation(t *testing.T) {
 // Somebody may have read a key: what the documents say is typed without a pause. The people
 // whose sessions it has sealed are signed out, and sign in again, whatever the limit.
 func TestLeakedKey(t *testing.T) {
+	t.Parallel() // it waits, mostly
 	k := startKeyed(t, clusterOptions{more: "session: {limits: {per_user: 2, on_limit: deny}}\n"})
 	before := []guest{signInGuest(t, k.url, "bob"), signInGuest(t, k.url, "bob")}
 	if out, err := k.key("rotate", k.file, "--activate-after", "0s"); err != nil {
