@@ -325,12 +325,16 @@ func (m *Manager) unseal(t ticket, sealed []byte) (*Live, error) {
 // live keeps nothing of the request: t's handle may be a part of its header.
 func (m *Manager) live(t ticket, s *coatcheck.Session) *Live {
 	handle := strings.Clone(t.handle)
-	quiet := new(atomic.Int64)
-	quiet.Store(never)
-	return &Live{
+	l := new(struct {
+		Live
+		quiet atomic.Int64 // in one place with what each request reads anyway
+	})
+	l.quiet.Store(never)
+	l.Live = Live{
 		Session: s, Ref: coatcheck.MakeRef(handle),
-		handle: handle, verifier: m.verifier(t), quiet: quiet, touching: make(chan struct{}, 1), manager: m,
+		handle: handle, verifier: m.verifier(t), quiet: &l.quiet, touching: make(chan struct{}, 1), manager: m,
 	}
+	return &l.Live
 }
 
 // seal returns what the store keeps of a session. Every write of a record is made by it.
