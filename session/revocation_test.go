@@ -2,11 +2,9 @@ package session
 
 import (
 	"context"
-	"iter"
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -485,122 +483,4 @@ func TestNothingGrantedNoRead(t *testing.T) {
 	if n := r.probe.count("get"); n != 0 {
 		t.Errorf("without escrow: %d reads", n)
 	}
-}
-
-// Tokens that come after their session has ended are revoked, by their refresh token, unless
-// another one stands on the same session of the provider's.
-func TestTokensThatComeTooLate(t *testing.T) {
-	for name, shared := range map[string]bool{"nobody's": false, "another session's too": true} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				nodes, p := newRefreshing(t, 2)
-				s := atProvider("alice", "s1")
-				s.Tokens = p.tokens(time.Now())
-				value, err := nodes[0].beginAt(s, nodes[0].Now())
-				if err != nil {
-					t.Fatal(err)
-				}
-				if shared {
-					nodes[0].mustBegin("alice", "s1")
-				}
-				p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
-				time.Sleep(accessLife - maxAhead/2)
-				live := nodes[0].wantUser("alice", value)
-				time.Sleep(5 * time.Second)
-				if err := nodes[1].end(t.Context(), nodes[1].holdingOf(nil, live), coatcheck.ReasonIdle); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(10 * time.Second)
-				var want []coatcheck.Secret
-				if !shared {
-					want = append(want, "refresh 2")
-				}
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				if !slices.Equal(p.revoked, want) {
-					t.Errorf("%d were revoked, want %d", len(p.revoked), len(want))
-				}
-			})
-		})
-	}
-}
-
-// Tokens that come while their session is being ended, after the last look at what is to be
-// revoked, are revoked by whoever brings them.
-func TestTokensThatComeAtTheEnd(t *testing.T) {
-	for name, late := range map[string]string{"before the record is deleted": "delete", "before they are looked for": "find"} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				slow := &slowRegistry{}
-				nodes, p := newRefreshing(t, 2, func(o *Options) { slow.Registry, o.Registry = o.Registry, slow })
-				value := nodes[0].enter("alice", p)
-				p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
-				time.Sleep(accessLife - maxAhead/2)
-				live := nodes[0].wantUser("alice", value)
-				switch late {
-				case "delete":
-					nodes[0].probe.forget(func(_ context.Context, op, _ string) error {
-						if op == "delete" {
-							time.Sleep(30 * time.Second)
-						}
-						return nil
-					})
-				case "find":
-					slow.find.Store(int64(30 * time.Second))
-					nodes[0].probe.forget(func(_ context.Context, op, _ string) error {
-						if op == "delete" {
-							time.Sleep(10 * time.Second)
-						}
-						return nil
-					})
-				}
-				time.Sleep(5 * time.Second)
-				if err := nodes[1].End(t.Context(), http.Header{}, carrying(value), live, coatcheck.ReasonSignedOut); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(2 * time.Minute)
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				if got := slices.Sorted(slices.Values(p.revoked)); !slices.Equal(got, []coatcheck.Secret{"refresh 1", "refresh 2"}) {
-					t.Errorf("%d were revoked, want both", len(p.revoked))
-				}
-			})
-		})
-	}
-}
-
-// A slowRegistry answers searches late.
-type slowRegistry struct {
-	store.Registry
-	find atomic.Int64 // for how long a search takes
-}
-
-func (r *slowRegistry) Find(ctx context.Context, q store.Query) iter.Seq2[store.Entry, error] {
-	time.Sleep(time.Duration(r.find.Load()))
-	return r.Registry.Find(ctx, q)
-}
-
-// Tokens of a session that another one of the same browser has replaced meanwhile may stand on
-// one grant with those of the new one, and are left to expire.
-func TestTokensOfAReplacedSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		nodes, p := newRefreshing(t, 1)
-		r := nodes[0]
-		value := r.enter("alice", p)
-		p.setAnswer(func(int) (bool, error) { time.Sleep(10 * time.Second); return false, nil })
-		time.Sleep(accessLife - maxAhead/2)
-		r.wantUser("alice", value)
-		time.Sleep(5 * time.Second)
-		s := user("alice")
-		s.Tokens = p.tokens(time.Now())
-		if _, err := r.Begin(t.Context(), http.Header{}, carrying(value), s, r.Now()); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if len(p.revoked) != 0 {
-			t.Errorf("%d were revoked", len(p.revoked))
-		}
-	})
 }
